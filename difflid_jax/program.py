@@ -1,0 +1,55 @@
+"""How every program of the package starts and ends: flags, one-line errors, exit status.
+
+Exit status: 0 done; 1 done, with failures named; 2 refused (bad input or flags, nothing changed);
+128 + n ended by signal n.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+# Errors that a user's input can cause. Anything else is a defect of ours and keeps its traceback.
+_REFUSALS = (ValueError, OSError, KeyError, AttributeError, TypeError)
+
+
+class Refused(Exception):
+    """Bad input, said in one line; ends a program with status 2."""
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parse the flags, run `main(argv)` and exit with its status.
+
+    `Refused`, `ValueError` and `OSError` are reported as one line on standard error (status 2); other
+    exceptions are defects and keep their traceback. `main` returns the exit status (None means 0).
+    """
+    logging.set_verbosity(logging.ERROR)
+
+    def guarded(argv: Sequence[str]) -> None:
+        try:
+            status = main(argv)
+        except (Refused, ValueError, OSError) as error:
+            print(f"{_program_name(argv)}: {one_line(error)}", file=sys.stderr)
+            status = 2
+        sys.exit(status or 0)
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on a single line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _program_name(argv: Sequence[str]) -> str:
+    return argv[0].rsplit("/", 1)[-1].removesuffix(".py")
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, *_REFUSALS) as error:
+        print(f"{_program_name(argv)}: {one_line(error)} (--help lists the flags)", file=sys.stderr)
+        sys.exit(2)
