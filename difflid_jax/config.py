@@ -1,0 +1,303 @@
+"""One experiment as an ml_collections ConfigDict: its fields, their checks, and its fingerprint.
+
+`default()` gives every field with the paper's value (Sec. 5.1). The files in `configs/` start from it and
+change what their experiment needs; the command line overrides both (`--config.data.batch_size=8`). Only
+this file and the programs see a ConfigDict: the functions at the end turn its sections into the frozen
+dataclasses and plain values that the rooms take.
+"""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Two values of such a field give the same trained weights: they may change when a run is resumed.
+# (The pictures themselves are compared apart: a run keeps a fingerprint of its data set.)
+FREE_FIELDS = (
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.workers",
+    "data.cache",
+    "training.minutes",
+    "training.log_every",
+    "training.evaluate_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.profile_steps",
+    "training.tensorboard",
+    "training.fsdp",
+    "evaluation.batch_size",
+)
+
+DATASETS = ("its", "sots_indoor", "sots_outdoor", "dense_haze", "nh_haze", "lol_v1", "lol_v2_real", "folders")
+
+_VARIANTS = {
+    "full": ("cim", "hae"),
+    "without_cim": ("self_attention", "hae"),
+    "without_hae": ("cim", "self_attention"),
+    "baseline": ("self_attention", "self_attention"),
+}
+
+
+def default() -> ConfigDict:
+    """Every field of an experiment, with the paper's values where it states one."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            # Weights of the frozen feature network: the name of shipped weights or a weights folder.
+            "prior": "photos64",
+            "data": {
+                "dataset": "its",  # or another of DATASETS
+                "train": "",  # folder of the training pairs
+                "validation": "",  # folder scored during training, on which the best weights are chosen
+                "test": "",  # folder scored once, at the end
+                "source": "folders",  # 'folders', 'tfds', 'photographs', 'rgbd' (haze made on the fly)
+                "crop": 128,
+                "flip": True,
+                "resize": False,  # shrink at random before cropping
+                "batch_size": 40,  # over all devices and processes
+                "workers": 0,
+                "cache": "",  # folder of the decoded cache; '' is <workdir>/cache, 'off' is none
+                "haze": {"airlight": (0.7, 1.0), "beta": (0.6, 1.8), "seed": 0},
+            },
+            "features": {
+                "kind": "h_space",  # 'h_space', 'vgg16', 'resnet50', 'release'
+                "layer": "middle",  # 'middle', 'encoder:i', 'decoder:i'
+                "times": (0, 500),
+                "noise_at_zero": False,
+                "downscale": 1,
+                "dtype": "auto",  # bfloat16 on GPU and TPU, float32 on CPU
+                "random": False,  # control: the frozen network with random weights
+                "noise_seed": 0,  # of the noise at evaluation and in the restorer
+            },
+            "network": {
+                "preset": "paper",  # '' : the widths and heads below
+                "widths": (64, 128, 256, 512),
+                "heads": 4,
+                "variant": "",  # 'full', 'without_cim', 'without_hae', 'baseline' set the next two
+                "content": "cim",  # or 'self_attention'
+                "haze": "hae",  # or 'self_attention'
+                "dtype": "float32",
+            },
+            "optimizer": {
+                "learning_rate": 2e-4,
+                "b1": 0.9,
+                "b2": 0.999,
+                "schedule": "halve",  # 'halve', 'cosine', 'constant'
+                "halve_every_epochs": 300,
+                "warmup_steps": 0,
+                "ema": 0.0,  # decay of the averaged weights; 0: none
+                "clip": 0.0,  # global norm of the gradients; 0: none
+                "weight_decay": 0.0,
+            },
+            "training": {
+                "epochs": 1200,
+                "steps": 0,  # > 0: this many steps, whatever `epochs` says
+                "minutes": 0.0,  # > 0: stop after so long; the schedules still follow the steps
+                "log_every": 50,
+                "evaluate_every": 3500,  # steps; 0: only at the end
+                "checkpoint_every": 1000,
+                "keep": 3,
+                "max_bad_steps": 10,  # stop after so many non-finite steps in a row
+                "profile_steps": "",  # 'first:last'
+                "fsdp": False,  # shard the frozen network over the devices
+                "tensorboard": True,
+            },
+            "evaluation": {
+                "protocol": "paper",
+                "batch_size": 1,
+                "lpips": True,
+                "best": "psnr",
+                "limit": 0,  # > 0: score only the first so many pictures during training
+            },
+        }
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse a config whose fields are missing, misspelt, of a wrong type or out of range.
+
+    Raises:
+        ValueError: naming the field, what it must be, and what it is.
+    """
+    _check_fields(config.to_dict(), default().to_dict(), "")
+
+    def positive(value):
+        return value > 0
+
+    def natural(value):
+        return value >= 0
+
+    def fraction(value):
+        return 0 <= value < 1
+
+    def require(field: str, test, expected: str) -> None:
+        value = _get(config, field)
+        if not test(value):
+            raise ValueError(f"config.{field} must be {expected}, not {value!r}")
+
+    def one_of(field: str, *choices: str) -> None:
+        require(field, lambda value: value in choices, "one of " + ", ".join(repr(c) for c in choices))
+
+    one_of("data.dataset", *DATASETS)
+    one_of("data.source", "folders", "tfds", "photographs", "rgbd")
+    require("data.crop", lambda n: n > 0 and n % 8 == 0, "a positive multiple of 8")
+    require("data.batch_size", positive, "at least 1")
+    require("data.workers", natural, "0 or more")
+    require("data.haze.airlight", lambda v: _is_range(v, 0, 1), "two numbers low <= high in [0, 1]")
+    require("data.haze.beta", lambda v: _is_range(v, 0, 100), "two numbers low <= high in [0, 100]")
+
+    one_of("features.kind", "h_space", "vgg16", "resnet50", "release")
+    require("features.layer", _is_layer, "'middle', 'encoder:i' or 'decoder:i'")
+    require(
+        "features.times",
+        lambda ts: len(ts) == 2 and all(type(t) is int and 0 <= t <= 999 for t in ts),
+        "two integers within 0…999",
+    )
+    require("features.downscale", positive, "at least 1")
+    one_of("features.dtype", "auto", "float32", "bfloat16")
+
+    require(
+        "network.widths",
+        lambda ws: len(ws) == 4 and all(type(w) is int and w > 0 for w in ws),
+        "four positive integers",
+    )
+    require("network.heads", positive, "at least 1")
+    one_of("network.variant", "", *_VARIANTS)
+    one_of("network.content", "cim", "self_attention")
+    one_of("network.haze", "hae", "self_attention")
+    one_of("network.dtype", "float32", "bfloat16")
+
+    require("optimizer.learning_rate", positive, "positive")
+    require("optimizer.b1", fraction, "within [0, 1)")
+    require("optimizer.b2", fraction, "within [0, 1)")
+    one_of("optimizer.schedule", "halve", "cosine", "constant")
+    require("optimizer.halve_every_epochs", positive, "at least 1")
+    require("optimizer.warmup_steps", natural, "0 or more")
+    require("optimizer.ema", fraction, "within [0, 1)")
+    require("optimizer.clip", natural, "0 (no clipping) or a positive norm")
+    require("optimizer.weight_decay", natural, "0 or more")
+
+    require("training.steps", natural, "0 or more")
+    require("training.epochs", lambda n: n > 0 or config.training.steps > 0, "at least 1")
+    require("training.minutes", natural, "0 or more")
+    for field in ("log_every", "checkpoint_every", "keep", "max_bad_steps"):
+        require(f"training.{field}", positive, "at least 1")
+    require("training.evaluate_every", natural, "0 or more")
+    require("training.profile_steps", _is_span, "'' or 'first:last' with 1 <= first <= last")
+
+    require("evaluation.batch_size", positive, "at least 1")
+    require("evaluation.limit", natural, "0 or more")
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """Sixteen hexadecimal digits that name the experiment: equal configs train equal weights."""
+    return hashlib.sha256(to_json(_bound(config)).encode()).hexdigest()[:16]
+
+
+def differences(config: ConfigDict, other: dict[str, Any]) -> list[str]:
+    """'config.field is A, was B' for every field that the fingerprint covers and that differs."""
+    new, old = _flat(_bound(config)), _flat(_bound(ConfigDict(other)))
+    return [
+        f"config.{name} is {new.get(name)!r}, was {old.get(name)!r}"
+        for name in sorted({*new, *old})
+        if json.dumps(new.get(name)) != json.dumps(old.get(name))
+    ]
+
+
+def to_json(config: ConfigDict | dict, indent: int | None = None) -> str:
+    """The config as JSON with sorted keys; tuples become lists."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    return json.dumps(values, sort_keys=True, indent=indent)
+
+
+def steps_per_epoch(config: ConfigDict, number_of_pairs: int) -> int:
+    """ceil(N / batch size), as the paper's authors count an epoch."""
+    return -(-number_of_pairs // config.data.batch_size)
+
+
+def total_steps(config: ConfigDict, number_of_pairs: int) -> int:
+    """The length of the whole schedule in steps."""
+    return config.training.steps or config.training.epochs * steps_per_epoch(config, number_of_pairs)
+
+
+def modules_of(config: ConfigDict) -> tuple[str, str]:
+    """(content module, haze module) of every block: `network.variant` decides where it is given."""
+    return _VARIANTS.get(config.network.variant, (config.network.content, config.network.haze))
+
+
+def profile_span(config: ConfigDict) -> tuple[int, int] | None:
+    """The first and last step to profile."""
+    if not config.training.profile_steps:
+        return None
+    first, last = config.training.profile_steps.split(":")
+    return int(first), int(last)
+
+
+def _check_fields(values: dict, reference: dict, prefix: str) -> None:
+    for name in values:
+        if name not in reference:
+            raise ValueError(
+                f"config.{prefix}{name} is no field of a config; there are {', '.join(reference)}"
+            )
+    for name, expected in reference.items():
+        field = f"{prefix}{name}"
+        if name not in values:
+            raise ValueError(f"config.{field} is missing: start from difflid_jax.config.default()")
+        value = values[name]
+        if isinstance(expected, dict):
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"config.{field} must be a section with {', '.join(expected)}, not {value!r}"
+                )
+            _check_fields(value, expected, f"{field}.")
+        elif type(value) is not type(expected):
+            wanted = type(expected).__name__
+            raise ValueError(
+                f"config.{field} must be of type {wanted}, not {type(value).__name__}: {value!r}"
+            )
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config.{field} must be a finite number, not {value!r}")
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _is_range(value: tuple, low: float, high: float) -> bool:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    return len(value) == 2 and numbers and low <= value[0] <= value[1] <= high
+
+
+def _is_layer(layer: str) -> bool:
+    part, _, index = layer.partition(":")
+    return layer == "middle" or (part in ("encoder", "decoder") and index.isdecimal())
+
+
+def _is_span(span: str) -> bool:
+    first, _, last = span.partition(":")
+    return span == "" or (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last))
+
+
+def _bound(config: ConfigDict) -> dict:
+    """The fields that decide what is trained."""
+    values = config.to_dict()
+    for field in FREE_FIELDS:
+        section, name = field.split(".")
+        values[section].pop(name, None)
+    return values
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
