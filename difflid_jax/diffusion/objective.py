@@ -1,0 +1,96 @@
+"""What a diffusion model is trained on: the noise (paper Eq. 4) and, as OpenAI's, its variance too.
+
+Simple loss (Eq. 4; Ho et al. 2020):   E ‖ε − ε_θ(x_t, t)‖²
+Hybrid loss (Nichol & Dhariwal 2021):  simple + λ · L_vlb, where L_vlb trains the variance channels only.
+Reference: guided_diffusion/gaussian_diffusion.py, training_losses and _vb_terms_bpd.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from difflid_jax.diffusion.schedule import Schedule
+
+
+def split_output(output: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """(noise, variance channels or None) of a U-Net output (B,H,W,3 or 6)."""
+    channels = output.shape[-1]
+    if channels == 3:
+        return output, None
+    if channels == 6:
+        return output[..., :3], output[..., 3:]
+    raise ValueError(f"U-Net output: expected 3 or 6 channels, found {channels}")
+
+
+def simple_loss(predicted: jax.Array, noise: jax.Array) -> jax.Array:
+    """Eq. 4: mean squared error per image, both (B,H,W,3) → (B,)."""
+    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - noise), axis=(1, 2, 3))
+
+
+def learned_log_variance(schedule: Schedule, variance: jax.Array, t: jax.Array) -> jax.Array:
+    """log Σ_θ: the channels v in [-1,1] move between log β̃_t and log β_t (Nichol & Dhariwal, Eq. 15)."""
+    low, high = schedule.at(schedule.posterior_log_variance, t), schedule.at(np.log(schedule.betas), t)
+    fraction = (variance.astype(jnp.float32) + 1) / 2
+    return fraction * high + (1 - fraction) * low
+
+
+def variational_bound(
+    schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, predicted: jax.Array, variance: jax.Array
+) -> jax.Array:
+    """L_t of the variational bound in bits per dimension, (B,): KL for t > 0, decoder likelihood at t = 0.
+
+    x0 (B,H,W,3) in [-1,1] holds 8-bit values. The x_0 implied by the prediction is not clipped, as in the
+    reference's training.
+    """
+    true_mean = schedule.posterior_mean(x0, x_t, t)
+    true_log_variance = schedule.at(schedule.posterior_log_variance, t)
+    mean = schedule.posterior_mean(schedule.x0_from_noise(x_t, t, predicted), x_t, t)
+    log_variance = learned_log_variance(schedule, variance, t)
+    kl = 0.5 * (
+        -1
+        + log_variance
+        - true_log_variance
+        + jnp.exp(true_log_variance - log_variance)
+        + jnp.square(true_mean - mean) * jnp.exp(-log_variance)
+    )
+    likelihood = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
+    bits = jnp.where(t[:, None, None, None] == 0, likelihood, kl) / np.log(2.0)
+    return bits.mean((1, 2, 3))
+
+
+def hybrid_loss(
+    schedule: Schedule,
+    x0: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    noise: jax.Array,
+    output: jax.Array,
+    weight: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """(simple, bound) per image for a U-Net output with variance channels; train on simple + weight · bound.
+
+    The bound sees the noise prediction without its gradient, so that it shapes the variance alone
+    (the reference's "frozen_out").
+    """
+    predicted, variance = split_output(output.astype(jnp.float32))
+    simple = simple_loss(predicted, noise)
+    if variance is None:
+        return simple, jnp.zeros_like(simple)
+    frozen = jax.lax.stop_gradient(predicted)
+    return simple, weight * variational_bound(schedule, x0, x_t, t, frozen, variance)
+
+
+def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
+    """log P(x) for 8-bit x in [-1,1] under a Gaussian cut into bins of 2/255, open at both ends."""
+    inverse = jnp.exp(-log_scale)
+    upper = _normal_cdf(inverse * (x - mean + 1 / 255))
+    lower = _normal_cdf(inverse * (x - mean - 1 / 255))
+    inside = jnp.log(jnp.maximum(upper - lower, 1e-12))
+    at_white = jnp.log(jnp.maximum(1 - lower, 1e-12))
+    at_black = jnp.log(jnp.maximum(upper, 1e-12))
+    return jnp.where(x < -0.999, at_black, jnp.where(x > 0.999, at_white, inside))
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    """The tanh approximation that the reference uses (approx_standard_normal_cdf)."""
+    return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))

@@ -1,0 +1,240 @@
+"""The ADM U-Net of OpenAI's released diffusion models (Dhariwal & Nichol 2021).
+
+Reference: UNetModel in guided_diffusion/unet.py. The h-space of the paper is the output of `middle_block`;
+`encode` computes it without the decoder, and a U-Net built with part="encoder" holds no decoder at all.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from difflid_jax.diffusion import blocks
+
+PARTS = ("encoder", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetSpec:
+    """Architecture of an ADM U-Net, in the words of guided-diffusion's UNetModel.
+
+    `attention_resolutions` are down-sampling rates (2 means half the image size). `num_head_channels` other
+    than −1 overrides `num_heads`. `noise_schedule` and `diffusion_steps` say what the model was trained on.
+    """
+
+    image_size: int
+    model_channels: int
+    num_res_blocks: int
+    attention_resolutions: tuple[int, ...]
+    channel_mult: tuple[float, ...]
+    in_channels: int = 3
+    out_channels: int = 6
+    num_classes: int | None = None
+    num_heads: int = 1
+    num_head_channels: int = -1
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    use_new_attention_order: bool = False
+    dropout: float = 0.0
+    diffusion_steps: int = 1000
+    noise_schedule: str = "linear"
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per position of the h-space, along each side."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def bottleneck_channels(self) -> int:
+        """Channels of the h-space."""
+        return int(self.channel_mult[-1] * self.model_channels)
+
+    def heads(self, channels: int) -> int:
+        return self.num_heads if self.num_head_channels == -1 else channels // self.num_head_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "UNetSpec":
+        """The inverse of `to_dict`. Raises ValueError that names unknown or missing fields."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - set(known))
+        missing = sorted(n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields)
+        if unknown or missing:
+            raise ValueError(f"U-Net architecture: unknown fields {unknown}, missing fields {missing}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+class UNet(nnx.Module):
+    """ADM U-Net: x (B,H,W,in_channels) in [-1,1], t (B,) → (B,H,W,out_channels) float32.
+
+    H and W are multiples of `spec.stride`. Compute is in `dtype`, parameters are float32.
+    """
+
+    def __init__(self, spec: UNetSpec, *, part: str = "all", dtype=jnp.float32, rngs: nnx.Rngs):
+        if part not in PARTS:
+            raise ValueError(f"part of the U-Net: expected one of {', '.join(PARTS)}, found {part!r}")
+        self.spec = spec
+        self.part = part
+        self.dtype = dtype
+        base = spec.model_channels
+        emb = 4 * base
+        float32 = dict(dtype=jnp.float32, rngs=rngs)
+        compute = dict(dtype=dtype, rngs=rngs)
+
+        def residual(inputs, outputs, resample=None):
+            return blocks.ResBlock(
+                inputs,
+                outputs,
+                emb,
+                scale_shift=spec.use_scale_shift_norm,
+                dropout=spec.dropout,
+                resample=resample,
+                **compute,
+            )
+
+        def attention(channels):
+            heads = spec.heads(channels)
+            return blocks.AttentionBlock(
+                channels, heads=heads, new_order=spec.use_new_attention_order, **compute
+            )
+
+        self.time_embed = nnx.List([blocks.linear(base, emb, **float32), blocks.linear(emb, emb, **float32)])
+        self.label_emb = None
+        if spec.num_classes is not None:
+            self.label_emb = nnx.Embed(spec.num_classes, emb, rngs=rngs)
+
+        channels = first = int(spec.channel_mult[0] * base)
+        self.input_blocks = nnx.List([nnx.List([blocks.conv(spec.in_channels, channels, 3, **compute)])])
+        skips, rate = [channels], 1
+        for level, mult in enumerate(spec.channel_mult):
+            for _ in range(spec.num_res_blocks):
+                layers = [residual(channels, int(mult * base))]
+                channels = int(mult * base)
+                if rate in spec.attention_resolutions:
+                    layers.append(attention(channels))
+                self.input_blocks.append(nnx.List(layers))
+                skips.append(channels)
+            if level < len(spec.channel_mult) - 1:
+                down = (
+                    residual(channels, channels, "down")
+                    if spec.resblock_updown
+                    else blocks.Downsample(channels, **compute)
+                )
+                self.input_blocks.append(nnx.List([down]))
+                skips.append(channels)
+                rate *= 2
+
+        self.middle_block = nnx.List(
+            [residual(channels, channels), attention(channels), residual(channels, channels)]
+        )
+        if part == "encoder":
+            return
+
+        self.output_blocks = nnx.List([])
+        for level, mult in reversed(list(enumerate(spec.channel_mult))):
+            for i in range(spec.num_res_blocks + 1):
+                layers = [residual(channels + skips.pop(), int(mult * base))]
+                channels = int(mult * base)
+                if rate in spec.attention_resolutions:
+                    layers.append(attention(channels))
+                if level > 0 and i == spec.num_res_blocks:
+                    layers.append(
+                        residual(channels, channels, "up")
+                        if spec.resblock_updown
+                        else blocks.Upsample(channels, **compute)
+                    )
+                    rate //= 2
+                self.output_blocks.append(nnx.List(layers))
+        self.out_norm = blocks.group_norm(channels, rngs=rngs)
+        self.out_conv = blocks.conv(first, spec.out_channels, 3, zero=True, **float32)
+
+    def embed(self, t: jax.Array, y: jax.Array | None = None) -> jax.Array:
+        """Embedding (B, 4·model_channels), float32, of timesteps t (B,) and labels y (B,) if conditional."""
+        if (y is None) != (self.label_emb is None):
+            raise ValueError(
+                "the U-Net is class-conditional: give labels y"
+                if y is None
+                else "labels y were given to a U-Net without classes"
+            )
+        first, second = self.time_embed
+        emb = second(nnx.silu(first(blocks.timestep_embedding(t, self.spec.model_channels))))
+        return emb if y is None else emb + self.label_emb(y)
+
+    def encode(
+        self, x: jax.Array, t: jax.Array, y: jax.Array | None = None, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """The h-space and the encoder's outputs.
+
+        x (B,H,W,C) in [-1,1], t (B,) → (h (B,H/stride,W/stride,bottleneck_channels), skips), in the compute
+        dtype; skips[i] is the output of `input_blocks[i]`. `key` turns dropout on.
+        """
+        rows, columns = x.shape[1:3]
+        if rows % self.spec.stride or columns % self.spec.stride:
+            raise ValueError(
+                f"the U-Net needs sides that are multiples of {self.spec.stride}, found {rows}×{columns}: pad first"
+            )
+        emb = self.embed(t, y)
+        h, skips = x.astype(self.dtype), []
+        for i, layers in enumerate(self.input_blocks):
+            h = _through(layers, h, emb, _fold(key, i))
+            skips.append(h)
+        return _through(self.middle_block, h, emb, _fold(key, len(skips))), skips
+
+    def decode(
+        self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """From `encode`'s results to (output (B,H,W,out_channels) float32, outputs of `output_blocks`)."""
+        if self.part == "encoder":
+            raise ValueError("this U-Net holds only its encoder and middle block: load it with part='all'")
+        outputs = []
+        for i, layers in enumerate(self.output_blocks):
+            h = jnp.concatenate([h, skips[-1 - i]], axis=-1)
+            h = _through(layers, h, emb, _fold(key, 1000 + i))
+            outputs.append(h)
+        return self.out_conv(nnx.silu(self.out_norm(h))), outputs
+
+    def __call__(
+        self, x: jax.Array, t: jax.Array, y: jax.Array | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        h, skips = self.encode(x, t, y, key=key)
+        return self.decode(h, skips, self.embed(t, y), key=key)[0]
+
+    def layers(
+        self, x: jax.Array, t: jax.Array, y: jax.Array | None = None, *, wanted: Collection[str]
+    ) -> dict[str, jax.Array]:
+        """Named intermediates: "middle", "encoder:i", "decoder:i" and "output"; the decoder runs only if asked.
+
+        Raises ValueError for a name that this U-Net does not have.
+        """
+        h, skips = self.encode(x, t, y)
+        found = {"middle": h, **{f"encoder:{i}": s for i, s in enumerate(skips)}}
+        if any(name not in found for name in wanted) and self.part == "all":
+            output, decoded = self.decode(h, skips, self.embed(t, y))
+            found |= {"output": output, **{f"decoder:{i}": d for i, d in enumerate(decoded)}}
+        unknown = [name for name in wanted if name not in found]
+        if unknown:
+            raise ValueError(
+                f"layer {unknown[0]!r}: this U-Net ({self.part}) has middle, encoder:0 … encoder:{len(skips) - 1}"
+                + (
+                    f", decoder:0 … decoder:{len(skips) - 1}, output"
+                    if self.part == "all"
+                    else "; load part='all' for more"
+                )
+            )
+        return {name: found[name] for name in wanted}
+
+
+def _through(layers, h: jax.Array, emb: jax.Array, key: jax.Array | None) -> jax.Array:
+    for i, layer in enumerate(layers):
+        h = layer(h) if isinstance(layer, nnx.Conv) else layer(h, emb, _fold(key, i))
+    return h
+
+
+def _fold(key: jax.Array | None, i: int) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, i)
