@@ -84,8 +84,8 @@ class UNet(nnx.Module):
         self.dtype = dtype
         base = spec.model_channels
         emb = 4 * base
-        float32 = dict(dtype=jnp.float32, rngs=rngs)
-        compute = dict(dtype=dtype, rngs=rngs)
+        float32 = {"dtype": jnp.float32, "rngs": rngs}
+        compute = {"dtype": dtype, "rngs": rngs}
 
         def residual(inputs, outputs, resample=None):
             return blocks.ResBlock(
@@ -177,7 +177,8 @@ class UNet(nnx.Module):
         rows, columns = x.shape[1:3]
         if rows % self.spec.stride or columns % self.spec.stride:
             raise ValueError(
-                f"the U-Net needs sides that are multiples of {self.spec.stride}, found {rows}×{columns}: pad first"
+                f"the U-Net needs sides that are multiples of {self.spec.stride}, found {rows}×{columns}: "
+                "pad first"
             )
         emb = self.embed(t, y)
         h, skips = x.astype(self.dtype), []
@@ -208,7 +209,7 @@ class UNet(nnx.Module):
     def layers(
         self, x: jax.Array, t: jax.Array, y: jax.Array | None = None, *, wanted: Collection[str]
     ) -> dict[str, jax.Array]:
-        """Named intermediates: "middle", "encoder:i", "decoder:i" and "output"; the decoder runs only if asked.
+        """Named intermediates: "middle", "encoder:i", "decoder:i", "output"; the decoder runs only if asked.
 
         Raises ValueError for a name that this U-Net does not have.
         """
@@ -219,13 +220,14 @@ class UNet(nnx.Module):
             found |= {"output": output, **{f"decoder:{i}": d for i, d in enumerate(decoded)}}
         unknown = [name for name in wanted if name not in found]
         if unknown:
+            last = len(skips) - 1
+            more = (
+                f"decoder:0 … decoder:{last}, output"
+                if self.part == "all"
+                else "with part='all' the decoder's"
+            )
             raise ValueError(
-                f"layer {unknown[0]!r}: this U-Net ({self.part}) has middle, encoder:0 … encoder:{len(skips) - 1}"
-                + (
-                    f", decoder:0 … decoder:{len(skips) - 1}, output"
-                    if self.part == "all"
-                    else "; load part='all' for more"
-                )
+                f"layer {unknown[0]!r}: this U-Net has middle, encoder:0 … encoder:{last}, {more}"
             )
         return {name: found[name] for name in wanted}
 
