@@ -19,6 +19,8 @@ FREE_FIELDS = (
     "data.train",
     "data.validation",
     "data.test",
+    "data.validation_dataset",
+    "data.test_dataset",
     "data.workers",
     "data.cache",
     "training.minutes",
@@ -54,6 +56,8 @@ def default() -> ConfigDict:
                 "train": "",  # folder of the training pairs
                 "validation": "",  # folder scored during training, on which the best weights are chosen
                 "test": "",  # folder scored once, at the end
+                "validation_dataset": "",  # the layouts of these two; '': as `dataset`
+                "test_dataset": "",
                 "source": "folders",  # 'folders', 'tfds', 'photographs', 'rgbd' (haze made on the fly)
                 "crop": 128,
                 "flip": True,
@@ -143,6 +147,8 @@ def check(config: ConfigDict) -> None:
         require(field, lambda value: value in choices, "one of " + ", ".join(repr(c) for c in choices))
 
     one_of("data.dataset", *DATASETS)
+    one_of("data.validation_dataset", "", *DATASETS)
+    one_of("data.test_dataset", "", *DATASETS)
     one_of("data.source", "folders", "tfds", "photographs", "rgbd")
     require("data.crop", lambda n: n > 0 and n % 8 == 0, "a positive multiple of 8")
     require("data.batch_size", positive, "at least 1")
