@@ -8,8 +8,8 @@ a changed ground truth is a wrong score. The size is checked from the header, be
 
 import io
 import os
-import struct
 import secrets
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 100_000_000
@@ -36,12 +36,23 @@ _DECODING_ERRORS = (
 )
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
+# EXIF orientation → what turns the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
 class Header:
     """What a picture says about itself: size as it is shown (EXIF orientation applied), format, kind.
 
+    `orientation` is the EXIF value (1: upright).
     `kind` is "rgb", "grey", "alpha" (whether opaque is known only after decoding) or, for what
     `read_image` refuses, a reason such as "16-bit" or "palette".
     """
@@ -50,6 +61,7 @@ class Header:
     width: int
     format: str
     kind: str
+    orientation: int = 1
 
     @property
     def readable(self) -> bool:
@@ -70,6 +82,20 @@ def image_size(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tupl
     """(height, width) of a picture from its header; raises as `read_header`."""
     header = read_header(path, max_pixels=max_pixels)
     return header.height, header.width
+
+
+def check_image(path: str | os.PathLike, *, thorough: bool = True, max_pixels: int = MAX_PIXELS) -> Header:
+    """Make sure that `read_image` would accept a picture.
+
+    Thorough decodes it; otherwise only its header and its end are read, which finds everything but damage
+    in the middle of a file, and only a picture that leaves doubt (alpha, an unusual end) is decoded.
+
+    Raises: as `read_image`.
+    """
+    header = read_header(path, max_pixels=max_pixels)
+    if thorough or header.kind not in ("rgb", "grey") or not _ends_properly(path, header.format):
+        read_image(path, max_pixels=max_pixels)
+    return header
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -180,13 +206,14 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Head
                 f"{max_pixels:,}; if the picture is meant, raise max_pixels"
             )
         kind = _kind(picture, file)
-        if picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+        orientation = _orientation(picture)
+        if orientation >= 5:
             width, height = height, width
     except _TooLarge:
         raise
     except _DECODING_ERRORS as error:
         raise ValueError(f"{name}: a damaged {form} ({_reason(error)}); copy or download it again") from error
-    return picture, Header(height, width, form, kind)
+    return picture, Header(height, width, form, kind, orientation)
 
 
 class _TooLarge(ValueError):
@@ -209,8 +236,10 @@ def _read(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
                     f"{name}: a transparent picture (expected RGB, or alpha that is 255 everywhere); "
                     "lay it on the background that is meant and save it as RGB"
                 )
-        picture = ImageOps.exif_transpose(picture)
-        return np.array(picture.convert("RGB"))
+        picture = picture.convert("RGB")
+        if header.orientation in _UPRIGHT:
+            picture = picture.transpose(_UPRIGHT[header.orientation])
+        return np.array(picture)
     except _Transparent:
         raise
     except _DECODING_ERRORS as error:
@@ -221,6 +250,15 @@ def _read(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
 
 class _Transparent(ValueError):
     pass
+
+
+def _ends_properly(path: str | os.PathLike, form: str) -> bool:
+    end = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}.get(form)
+    if end is None:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
 
 
 def _format(start: bytes) -> str | None:
@@ -246,6 +284,14 @@ def _kind(picture: Image.Image, file: BinaryIO) -> str:
     if picture.mode in ("RGBA", "LA") or "transparency" in picture.info:
         return "alpha"
     return {"RGB": "rgb", "L": "grey", "1": "grey"}.get(picture.mode, picture.mode)
+
+
+def _orientation(picture: Image.Image) -> int:
+    # Image.getexif would decode a whole PNG to look behind its pixels.
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1
+    orientation = picture.getexif().get(_ORIENTATION, 1)
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _bits(picture: Image.Image, file: BinaryIO) -> int:
