@@ -1,0 +1,353 @@
+"""Hazy pictures and their clean partners: found by key, never by order, and checked before they are used.
+
+What goes wrong elsewhere in silence is found here and said: missing partners, an uncropped ground truth
+(which costs 15 dB), mixed versions, unreadable files, duplicates, test pictures among the training ones.
+"""
+
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from difflid_jax.data.duplicates import same_content
+from difflid_jax.data.images import Header, check_image, read_image
+from difflid_jax.data.layouts import (
+    KeyRule,
+    Layout,
+    find_folders,
+    layout_of,
+    list_pictures,
+    split_flat,
+)
+from difflid_jax.data.report import Report, check_or_raise
+
+__all__ = ["Pair", "Report", "check_or_raise", "find_pairs", "load_pair"]
+
+SMALLEST_SIDE = 11  # SSIM's window
+_OLD_ITS = "the older ITS “v0” has 110,000 hazy pictures and another protocol: get the standard ITS (13,990)"
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A hazy picture and its clean partner; `crop` (top, left, height, width) is cut from the clean one."""
+
+    name: str
+    hazy: Path
+    clean: Path
+    crop: tuple[int, int, int, int] | None = None
+
+
+def load_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Read a pair as (hazy, clean), uint8 (H,W,3) of the same size.
+
+    Raises: ValueError naming the file for an unreadable picture, or both for unequal sizes.
+    """
+    hazy, clean = read_image(pair.hazy), load_clean(pair)
+    if hazy.shape != clean.shape:
+        raise ValueError(_unequal(pair.hazy, hazy.shape[:2], pair.clean, clean.shape[:2]))
+    return hazy, clean
+
+
+def load_clean(pair: Pair) -> np.ndarray:
+    """The clean picture of a pair alone, cropped: uint8 (H,W,3). Raises: as `read_image`."""
+    clean = read_image(pair.clean)
+    if pair.crop is not None:
+        top, left, height, width = pair.crop
+        clean = clean[top : top + height, left : left + width]
+    return clean
+
+
+def find_pairs(
+    root: str | os.PathLike,
+    dataset: str,
+    split: str | None = None,
+    *,
+    thorough: bool = False,
+    progress: bool = True,
+) -> tuple[list[Pair], Report]:
+    """Find and check the pairs of a data set.
+
+    `root`: a folder that is or holds the data set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines
+    (relative to the file). `dataset`: a name of `layouts.LAYOUTS`. `split`: "train", "test" or None for
+    what lies there. Thorough decodes every picture; otherwise headers and file ends are read, which misses
+    only damage in the middle of a file. What cannot be used is left out and named in the report: call
+    `check_or_raise` before going on.
+
+    Raises: FileNotFoundError or ValueError when there is nothing to pair (no such folder, no pictures, no
+    folders of the expected names) or the set is refused as a whole (ITS "v0").
+    """
+    layout = layout_of(dataset)
+    if split not in (None, "train", "test"):
+        raise ValueError(f"split must be train or test, found {split!r}")
+    root = os.fspath(root)
+    report = Report(layout.title, dataset, split, root, ())
+    if Path(root).suffix.lower() == ".txt":
+        candidates = _from_list(Path(root), report)
+    else:
+        candidates = _from_folders(root, layout, split, report)
+    pairs = _check_pictures(candidates, report, thorough, progress)
+    _check_set(pairs, layout, report)
+    report.pair_count = len(pairs)
+    return pairs, report
+
+
+# Pairing by name.
+
+
+def _from_list(path: Path, report: Report) -> list[Pair]:
+    report.folders = (path,)
+    pairs: list[Pair] = []
+    missing: list[str] = []
+    for number, line in enumerate(_lines(path), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) != 2 or not all(parts):
+            raise ValueError(f"{path}: line {number} is {line[:80]!r}; expected “hazy|clean”")
+        hazy, clean = (path.parent / part for part in parts)
+        if gone := [str(file) for file in (hazy, clean) if not file.is_file()]:
+            missing.append(f"line {number}: {' and '.join(gone)} not found")
+        else:
+            pairs.append(Pair(hazy.stem, hazy, clean))
+    if not pairs and not missing:
+        raise ValueError(f"{path}: the list is empty; expected lines “hazy|clean”")
+    if missing:
+        report.add("omitted", "files of the list are missing", missing)
+    twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
+    if twice:  # names must tell images apart in a table
+        pairs = [Pair(str(pair.hazy.relative_to(path.parent)), pair.hazy, pair.clean) for pair in pairs]
+    report.hazy_count = len({pair.hazy for pair in pairs})
+    report.clean_count = len({pair.clean for pair in pairs})
+    return pairs
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a UTF-8 text file of “hazy|clean” lines ({error})") from error
+
+
+def _from_folders(root: str, layout: Layout, split: str | None, report: Report) -> list[Pair]:
+    if "|" in root and not Path(root).exists():
+        parts = [Path(part.strip()) for part in root.split("|")]
+        if len(parts) != 2:
+            raise ValueError(f"{root}: expected “hazyDir|cleanDir”")
+        for part in parts:
+            if not part.is_dir():
+                raise FileNotFoundError(2, "no such folder of pictures", str(part))
+        degraded, clean = parts
+    else:
+        degraded, clean = find_folders(Path(root), report.dataset, split)
+    report.folders = (degraded,) if degraded == clean else (degraded, clean)
+    hazy_files, others = list_pictures(degraded)
+    if degraded == clean:
+        hazy_files, clean_files, strangers = split_flat(hazy_files)
+        others += [path.name for path in strangers]
+    else:
+        clean_files, more = list_pictures(clean)
+        others += more
+    if others:
+        report.add("note", f"{len(others)} other files are left alone", others)
+    for folder, files in ((degraded, hazy_files), (clean, clean_files)):
+        if not files:
+            raise ValueError(f"{folder}: no pictures in this folder (expected PNG, JPEG, BMP, WebP or TIFF)")
+    if report.dataset == "its" and len(hazy_files) > 13_990:
+        raise ValueError(f"{root}: {len(hazy_files):,} hazy pictures; {_OLD_ITS}")
+    hazy_files = _one_per_stem(hazy_files, report)
+    clean_files = _one_per_stem(clean_files, report)
+    rule = _best_rule(layout.rules, hazy_files, clean_files)
+    if numbers := layout.numbers.get(split or ""):
+        hazy_files = [path for path in hazy_files if _in_numbers(rule.degraded(path.stem), numbers)]
+        clean_files = [path for path in clean_files if _in_numbers(rule.clean(path.stem), numbers)]
+        there = {int(rule.degraded(path.stem)) for path in hazy_files}
+        if gone := [str(number) for number in numbers if number not in there]:
+            report.add("omitted", f"{len(gone)} of the {len(numbers)} numbers of this split are absent", gone)
+    report.hazy_count, report.clean_count = len(hazy_files), len(clean_files)
+    return _match(rule, hazy_files, clean_files, report)
+
+
+def _one_per_stem(files: list[Path], report: Report) -> list[Path]:
+    first: dict[str, Path] = {}
+    again = [f"{path.name} beside {first[path.stem].name}" for path in files
+             if first.setdefault(path.stem, path) is not path]  # fmt: skip
+    if again:
+        report.add("omitted", "the same name with two extensions (the second is left out)", again)
+    return list(first.values())
+
+
+def _best_rule(rules: Sequence[KeyRule], hazy: list[Path], clean: list[Path]) -> KeyRule:
+    def matched(rule: KeyRule) -> int:
+        keys = {rule.clean(path.stem) for path in clean}
+        return sum(rule.degraded(path.stem) in keys for path in hazy)
+
+    return max(rules, key=matched)
+
+
+def _in_numbers(key: str, numbers: range) -> bool:
+    return key.isdecimal() and int(key) in numbers
+
+
+def _match(rule: KeyRule, hazy_files: list[Path], clean_files: list[Path], report: Report) -> list[Pair]:
+    by_key: dict[str, list[Path]] = defaultdict(list)
+    for path in clean_files:
+        by_key[rule.clean(path.stem)].append(path)
+    pairs, lonely, ambiguous, used = [], [], [], set()
+    for hazy in hazy_files:
+        key = rule.degraded(hazy.stem)
+        used.add(key)
+        partners = by_key.get(key, [])
+        if not partners:
+            lonely.append(f"{hazy} has no clean “{key}”")
+        elif len(partners) > 1:
+            ambiguous.append(f"{hazy.name} fits {' and '.join(path.name for path in partners)}")
+        else:
+            pairs.append(Pair(hazy.stem, hazy, partners[0]))
+    unused = [f"{path} has no hazy partner" for k, paths in by_key.items() if k not in used for path in paths]
+    report.add("note", f"partners share {rule.words}")
+    if lonely or unused:
+        report.add("omitted", f"{len(lonely) + len(unused)} pictures without a partner", lonely + unused)
+    if ambiguous:
+        report.add("omitted", "several clean pictures have the same key", ambiguous)
+    return pairs
+
+
+# The pictures themselves.
+
+
+def _check_pictures(pairs: list[Pair], report: Report, thorough: bool, progress: bool) -> list[Pair]:
+    files = list(dict.fromkeys(path for pair in pairs for path in (pair.hazy, pair.clean)))
+
+    def check(path: Path) -> Header | str:
+        try:
+            return check_image(path, thorough=thorough)
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    headers = dict(zip(files, in_threads(check, files, "checking pictures", progress), strict=True))
+    damaged = [problem for problem in headers.values() if isinstance(problem, str)]
+    if damaged:
+        report.add("omitted", f"{len(damaged)} pictures cannot be used", damaged)
+    for kind, words in (("grey", "grey (read as RGB)"), ("alpha", "with an opaque alpha channel (dropped)")):
+        named = [p.name for p, h in headers.items() if isinstance(h, Header) and h.kind == kind]
+        if named:
+            report.add("note", f"{len(named)} pictures are {words}", named)
+    return _check_sizes(pairs, headers, report)
+
+
+def _check_sizes(pairs: list[Pair], headers: dict[Path, Header | str], report: Report) -> list[Pair]:
+    kept, small, unequal, cropped = [], [], [], Counter()
+    for pair in pairs:
+        hazy, clean = headers[pair.hazy], headers[pair.clean]
+        if isinstance(hazy, str) or isinstance(clean, str):
+            continue
+        size, clean_size = (hazy.height, hazy.width), (clean.height, clean.width)
+        if min(size) < SMALLEST_SIDE:
+            small.append(f"{pair.hazy} is {size[1]}×{size[0]}")
+        elif size == clean_size:
+            kept.append(pair)
+        elif crop := _centre_crop(size, clean_size):
+            cropped[f"{clean_size[1]}×{clean_size[0]} to {size[1]}×{size[0]}"] += 1
+            kept.append(Pair(pair.name, pair.hazy, pair.clean, crop))
+        else:
+            unequal.append(_unequal(pair.hazy, size, pair.clean, clean_size))
+    if small:
+        report.add("omitted", f"{len(small)} pictures are under {SMALLEST_SIDE} pixels", small)
+    if unequal:
+        report.add("omitted", f"{len(unequal)} pairs differ in size", unequal)
+    if cropped:
+        sizes = [f"{count} pairs from {words}" for words, count in cropped.items()]
+        report.add("note", f"the clean picture of {sum(cropped.values())} pairs is centre-cropped", sizes)
+    sizes = [(headers[pair.hazy].height, headers[pair.hazy].width) for pair in kept]
+    if sizes:
+        report.smallest = (min(h for h, _ in sizes), min(w for _, w in sizes))
+        report.largest = (max(h for h, _ in sizes), max(w for _, w in sizes))
+    return kept
+
+
+def _centre_crop(size: tuple[int, int], clean: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    margins = clean[0] - size[0], clean[1] - size[1]
+    if min(margins) < 0 or any(margin % 2 for margin in margins):
+        return None
+    # Twice the size in both directions is a resized copy, not a border.
+    if clean[0] * size[1] == clean[1] * size[0] and clean[0] % size[0] == 0:
+        return None
+    return margins[0] // 2, margins[1] // 2, size[0], size[1]
+
+
+def _unequal(hazy: Path, size: Sequence[int], clean: Path, clean_size: Sequence[int]) -> str:
+    return (
+        f"{hazy} is {size[1]}×{size[0]} but {clean} is {clean_size[1]}×{clean_size[0]} (expected equal "
+        "sizes, or a clean picture with an even border; was one of them resized?)"
+    )
+
+
+# The set as a whole.
+
+
+def _check_set(pairs: list[Pair], layout: Layout, report: Report) -> None:
+    if layout.name:
+        strange = [pair.hazy.name for pair in pairs if not layout.name.fullmatch(pair.hazy.stem)]
+        if strange:
+            report.add("warning", f"{len(strange)} names are not those of {layout.title}", strange)
+    if layout.levels:
+        _check_levels(pairs, layout, report)
+    report.expected = layout.counts.get(report.split, layout.counts.get(None))
+    if report.expected and len(pairs) != report.expected:
+        report.add("warning", f"{len(pairs)} pairs, where {layout.title} has {report.expected}")
+    _check_duplicates(pairs, report)
+
+
+def _check_duplicates(pairs: list[Pair], report: Report) -> None:
+    hazy = {pair.hazy for pair in pairs}
+    groups = same_content([*hazy, *(pair.clean for pair in pairs)])
+    doubled = [[path.name for path in group if path in hazy] for group in groups]
+    doubled = [" = ".join(sorted(names)) for names in doubled if len(names) > 1]
+    if doubled:
+        report.add("warning", f"{len(doubled)} degraded pictures are there more than once", sorted(doubled))
+    content = {path: number for number, group in enumerate(groups) for path in group}
+    twins = [p.name for p in pairs if content.get(p.hazy, p.hazy) == content.get(p.clean, p.clean)]
+    if twins:
+        report.add("warning", f"{len(twins)} pairs are twice the same picture", twins)
+
+
+def _check_levels(pairs: list[Pair], layout: Layout, report: Report) -> None:
+    """Every scene of RESIDE's indoor sets is there with the same haze levels, each once."""
+    scenes: dict[int, dict[int, str]] = defaultdict(dict)
+    mixed = []
+    for pair in pairs:
+        if match := layout.name.fullmatch(pair.hazy.stem):
+            scene, level = int(match["scene"]), int(match["level"])
+            if level in scenes[scene]:
+                mixed.append(f"{scenes[scene][level]} and {pair.hazy.name}")
+            scenes[scene][level] = pair.hazy.name
+    levels = sorted({level for found in scenes.values() for level in found})
+    if levels and levels[-1] > 10:
+        strange = [name for found in scenes.values() for level, name in found.items() if level > 10]
+        report.add("error", f"haze levels above 10: {_OLD_ITS}", strange)
+    if mixed:
+        report.add("error", "two files for one scene and level: two versions are mixed", mixed)
+    gone = [f"{s}_{v}" for s, found in sorted(scenes.items()) for v in levels if v not in found]
+    if gone:
+        report.add("omitted", f"{len(gone)} haze levels are absent that other scenes have", gone)
+
+
+def in_threads(task: Callable[[S], T], items: Iterable[S], words: str, progress: bool = True) -> list[T]:
+    """`task` of every item, in order, by a pool of threads; a bar on standard error when it takes long."""
+    items = list(items)
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        results = pool.map(task, items)
+        return list(
+            tqdm(results, words, len(items), unit="file", delay=1, file=sys.stderr, disable=not progress)
+        )
