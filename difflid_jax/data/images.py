@@ -30,14 +30,14 @@ _MAGIC = (
     (b"MM\0*", "TIFF"),
 )
 # What Pillow raises for damaged files (Warning: where a program turns warnings into errors).
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError),
     *(MemoryError, OverflowError, RuntimeError, Warning),
 )
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 # EXIF orientation → what turns the picture upright.
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -75,7 +75,7 @@ def read_header(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Hea
     `max_pixels`; OSError when it cannot be opened. Refused kinds are returned, not raised.
     """
     with open(path, "rb") as file:
-        return _open(file, os.fspath(path), max_pixels)[1]
+        return open_picture(file, os.fspath(path), max_pixels)[1]
 
 
 def image_size(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -181,7 +181,13 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def _open(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Header]:
+def open_picture(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Header]:
+    """Open a picture of any kind and check its header, before anything is decoded.
+
+    What decodes it afterwards meets `DECODING_ERRORS` where the file is damaged.
+
+    Raises: as `read_header`.
+    """
     start = file.read(16)
     file.seek(0)
     if not start:
@@ -211,8 +217,8 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Head
             width, height = height, width
     except _TooLarge:
         raise
-    except _DECODING_ERRORS as error:
-        raise ValueError(f"{name}: a damaged {form} ({_reason(error)}); copy or download it again") from error
+    except DECODING_ERRORS as error:
+        raise ValueError(f"{name}: a damaged {form} ({reason(error)}); copy or download it again") from error
     return picture, Header(height, width, form, kind, orientation)
 
 
@@ -221,7 +227,7 @@ class _TooLarge(ValueError):
 
 
 def _read(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
-    picture, header = _open(file, name, max_pixels)
+    picture, header = open_picture(file, name, max_pixels)
     if not header.readable:
         raise ValueError(
             f"{name}: a {header.kind} picture (expected 8-bit RGB, or grey or opaque alpha, which convert "
@@ -237,14 +243,14 @@ def _read(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
                     "lay it on the background that is meant and save it as RGB"
                 )
         picture = picture.convert("RGB")
-        if header.orientation in _UPRIGHT:
-            picture = picture.transpose(_UPRIGHT[header.orientation])
+        if header.orientation in UPRIGHT:
+            picture = picture.transpose(UPRIGHT[header.orientation])
         return np.array(picture)
     except _Transparent:
         raise
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise ValueError(
-            f"{name}: a damaged or truncated {header.format} ({_reason(error)}); copy or download it again"
+            f"{name}: a damaged or truncated {header.format} ({reason(error)}); copy or download it again"
         ) from error
 
 
@@ -287,11 +293,14 @@ def _kind(picture: Image.Image, file: BinaryIO) -> str:
 
 
 def _orientation(picture: Image.Image) -> int:
+    # Pillow itself turns a TIFF upright, and gives the size that it has then.
+    if picture.format == "TIFF":
+        return 1
     # Image.getexif would decode a whole PNG to look behind its pixels.
     if picture.format == "PNG" and "exif" not in picture.info:
         return 1
     orientation = picture.getexif().get(_ORIENTATION, 1)
-    return orientation if orientation in _UPRIGHT else 1
+    return orientation if orientation in UPRIGHT else 1
 
 
 def _bits(picture: Image.Image, file: BinaryIO) -> int:
@@ -306,7 +315,8 @@ def _bits(picture: Image.Image, file: BinaryIO) -> int:
     return 8
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -65,7 +65,7 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(photo(24, 40))
-    for name in ("a.jpg", "a.png"):
+    for name in ("a.jpg", "a.tif", "a.png"):
         stored.save(tmp_path / name, exif=exif)
         shown = read_image(tmp_path / name)
         assert shown.shape[:2] == image_size(tmp_path / name)
