@@ -1,0 +1,106 @@
+"""Pictures in folders and in uncompressed tars, under one name."""
+
+import functools
+import io
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from difflid_jax.data.images import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    Header,
+    decode_image,
+    open_picture,
+    read_header,
+    read_image,
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file in a folder (member None) or a member of a tar."""
+
+    path: Path
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    @property
+    def stem(self) -> str:
+        return Path(self.member or self.path).stem
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.member or self.path).suffix.lower()
+
+    def bytes(self) -> bytes:
+        if self.member is None:
+            return self.path.read_bytes()
+        offset, size = members(self.path)[self.member]
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def image(self) -> np.ndarray:
+        """uint8 (H,W,3); raises as `images.read_image`."""
+        return read_image(self.path) if self.member is None else decode_image(self.bytes(), self.name)
+
+    def header(self) -> Header:
+        """Size and kind; raises as `images.read_header`."""
+        if self.member is None:
+            return read_header(self.path)
+        return open_picture(io.BytesIO(self.bytes()), self.name, MAX_PIXELS)[1]
+
+
+def find_files(root: str | os.PathLike, folder: str | None = None) -> list[File]:
+    """Every picture under a folder or in a tar, in the order of the names; hidden ones are left alone.
+
+    With `folder`, only those directly in a folder of this name: `root/folder`, anywhere within a tar.
+
+    Raises: FileNotFoundError when there is no such path; ValueError when it is a file but no tar.
+    """
+    root = Path(root)
+    if is_tar(root):
+        names = sorted(members(root))
+        if folder is not None:
+            names = [name for name in names if Path(name).parent.name == folder]
+        found = [File(root, name) for name in names]
+    elif root.is_dir():
+        here = root if folder is None else root / folder
+        walk = os.walk(here) if folder is None else [next(os.walk(here), (here, [], []))]
+        found = [File(Path(path, name)) for path, _, names in walk for name in names]
+        found.sort(key=lambda file: file.path)
+    elif root.exists():
+        raise ValueError(f"{root}: expected a folder or an uncompressed .tar")
+    else:
+        raise FileNotFoundError(2, "no such folder or tar", str(root))
+    return [file for file in found if file.suffix in EXTENSIONS and not file.stem.startswith(".")]
+
+
+def is_tar(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower() == ".tar" and Path(path).is_file()
+
+
+def members(archive: Path) -> dict[str, tuple[int, int]]:
+    """Name → (offset, size) of the regular files of an uncompressed tar."""
+    status = archive.stat()
+    return _members(archive, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _members(archive: Path, size: int, mtime: int) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            found = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isreg()}
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive}: no readable uncompressed tar ({error}); unpack it first") from error
+    for name, (offset, length) in found.items():
+        if offset + length > size:
+            raise ValueError(f"{archive}: cut off within {name}; copy or download it again")
+    return found
