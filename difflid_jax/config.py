@@ -201,16 +201,23 @@ def check(config: ConfigDict) -> None:
 
 def fingerprint(config: ConfigDict) -> str:
     """Sixteen hexadecimal digits that name the experiment: equal configs train equal weights."""
-    return hashlib.sha256(to_json(_bound(config)).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_json(_bound(config.to_dict())).encode()).hexdigest()[:16]
 
 
-def differences(config: ConfigDict, other: dict[str, Any]) -> list[str]:
-    """'config.field is A, was B' for every field that the fingerprint covers and that differs."""
-    new, old = _flat(_bound(config)), _flat(_bound(ConfigDict(other)))
+def differences(config: ConfigDict, before: str) -> list[str]:
+    """'config.field is A, was B' for every field that the fingerprint covers and that differs.
+
+    `before` is the other config as `to_json` gives it. Raises ValueError where it is no such text.
+    """
+    old, new = json.loads(before), json.loads(to_json(config))
+    if not isinstance(old, dict):
+        raise ValueError("expected a config as a JSON object")
+    old, new = _flat(_bound(old)), _flat(_bound(new))
+    missing = "not given"
     return [
-        f"config.{name} is {new.get(name)!r}, was {old.get(name)!r}"
+        f"config.{name} is {new.get(name, missing)!r}, was {old.get(name, missing)!r}"
         for name in sorted({*new, *old})
-        if json.dumps(new.get(name)) != json.dumps(old.get(name))
+        if new.get(name, missing) != old.get(name, missing)
     ]
 
 
@@ -290,13 +297,14 @@ def _is_span(span: str) -> bool:
     return span == "" or (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last))
 
 
-def _bound(config: ConfigDict) -> dict:
+def _bound(values: dict) -> dict:
     """The fields that decide what is trained."""
-    values = config.to_dict()
+    bound = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
     for field in FREE_FIELDS:
         section, name = field.split(".")
-        values[section].pop(name, None)
-    return values
+        if section in bound:
+            bound[section].pop(name, None)
+    return bound
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, Any]:

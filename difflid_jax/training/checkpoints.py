@@ -1,0 +1,227 @@
+"""Checkpoints of a run through Orbax, written in the background and proven before they are trusted.
+
+A checkpoint holds the training state, the state of the data iterator and `meta` (what the run is, its best
+score so far). Orbax writes it under a temporary name and renames it when it is complete, so a run that is
+killed at any moment leaves only whole ones. Before the renaming, the length and CRC-32 of every file are
+written down in `seal.json`: a file that is lost, cut or changed later is found out, and the checkpoint
+before is taken.
+
+The latest `keep` checkpoints stay, and the one with the best validation score.
+"""
+
+import dataclasses
+import json
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from difflid_jax.training import mesh as devices
+
+SEAL = "seal.json"
+_STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it, after the seal
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds."""
+
+    step: int
+    state: Any
+    data: Any
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder. `metric` names the score that is best when `highest` (or lowest).
+
+    All processes of a run make the same calls in the same order; the folder is one that all of them see.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, metric: str = "psnr", highest: bool = True):
+        self.folder = Path(folder).absolute()
+        if jax.process_index() == 0:
+            set_damaged_aside(self.folder)
+        devices.wait_for_all("checkpoints proven")
+        self._metric = metric
+        sign = 1 if highest else -1
+
+        def goodness(scores):
+            return sign * scores[metric]
+
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=goodness,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            ),
+        )
+
+    def save(
+        self, step: int, state: Any, data: Any, meta: dict[str, Any], scores: dict[str, float] | None = None
+    ) -> None:
+        """Write a checkpoint in the background, once the one before is on disk.
+
+        `data` and `meta` are JSON. Raises OSError where this one or the one before cannot be written.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        if scores is not None and self._metric not in scores:
+            scores = None
+        # A copy, because the next step is given the buffers of `state` to write its own into.
+        leaves = _by_name(_copy(state))
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves),
+                    data=ocp.args.JsonSave(data),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+                metrics=scores,
+            )
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def wait(self) -> None:
+        """Return when all is on disk. Raises OSError where something could not be written."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def latest(self) -> Path | None:
+        """The folder of the latest checkpoint; None where there is none."""
+        step = self._manager.latest_step()
+        return None if step is None else self.folder / str(step)
+
+    def best(self) -> int | None:
+        """The step with the best score; None where none was scored."""
+        self.wait()
+        step = self._manager.best_step()
+        return step if step is not None and self._manager.metrics(step) is not None else None
+
+    def restore_latest(self, like: Any) -> Restored | None:
+        """The latest checkpoint; None where there is none. `like` as for `restore`."""
+        step = self._manager.latest_step()
+        return None if step is None else self.restore(step, like)
+
+    def restore(self, step: int, like: Any) -> Restored:
+        """The checkpoint of one step.
+
+        `like` is a state of the same structure, on the devices and with the shardings that are wanted now.
+        Raises ValueError where the checkpoint holds another structure.
+        """
+        wanted = _by_name(like)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted
+        )
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),
+                data=ocp.args.JsonRestore(),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        state = jax.tree.unflatten(jax.tree.structure(like), [found.state[name] for name in wanted])
+        return Restored(step, state, found.data, found.meta)
+
+    def latest_meta(self) -> dict[str, Any] | None:
+        """`meta` of the latest checkpoint, read without its state; None where there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+    def _not_written(self, error: Exception) -> OSError:
+        complete = sorted((p.name for p in self.folder.glob("*") if p.name.isdecimal()), key=int)
+        return OSError(
+            f"{self.folder}: a checkpoint could not be written ({error}); "
+            f"complete ones: {', '.join(complete) or 'none'}"
+        )
+
+    def _seal(self) -> None:
+        """Write down length and checksum of the files of the checkpoint that is about to be renamed."""
+        (folder,) = self.folder.glob("*.orbax-checkpoint-tmp*")
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name != _STAMPED]
+        marks = {str(path.relative_to(folder)): _mark(path) for path in files}
+        with (folder / SEAL).open("w") as file:
+            json.dump(marks, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def set_damaged_aside(folder: Path) -> None:
+    """Move damaged checkpoints from `folder` to `damaged/` beside it, each with a warning.
+
+    Raises ValueError where no checkpoint is left.
+    """
+    sealed = [path for path in folder.glob("*") if path.name.isdecimal()]
+    reasons = {path: reason for path in sealed if (reason := _damage(path))}
+    if reasons and len(reasons) == len(sealed):
+        said = "; ".join(f"{path.name}: {reason}" for path, reason in reasons.items())
+        raise ValueError(f"{folder}: every checkpoint is damaged ({said}); start again in another workdir")
+    aside = folder.parent / "damaged"
+    for path, reason in reasons.items():
+        aside.mkdir(exist_ok=True)
+        number = sum(1 for other in aside.glob(f"{path.name}.*"))
+        path.rename(aside / f"{path.name}.{number}")
+        warnings.warn(
+            f"checkpoint {path} is damaged: {reason}; moved to {aside}, using the one before", stacklevel=2
+        )
+
+
+def _damage(folder: Path) -> str | None:
+    for name in (_STAMPED, SEAL):
+        try:
+            marks = json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            return f"{name} cannot be read"
+    for name, mark in marks.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _mark(path) != mark:
+            return f"{name} is not what was written"
+    return None
+
+
+def _mark(path: Path) -> list[int]:
+    """[length, CRC-32] of a file."""
+    crc = length = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc, length = zlib.crc32(block, crc), length + len(block)
+    return [length, crc]
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)

@@ -1,0 +1,238 @@
+"""The training loop: steps, late metrics, evaluations, checkpoints, and the ways it ends.
+
+The host stays ahead of the device: it sends off a step, and then looks at the one two steps before. Nothing
+else in the loop waits for the device, except for evaluations and checkpoints.
+"""
+
+import dataclasses
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from difflid_jax.training import mesh as devices
+from difflid_jax.training.checkpoints import Checkpoints
+from difflid_jax.training.log import RunLog
+from difflid_jax.training.step import TrainState
+
+_IN_FLIGHT = 2  # steps sent off beyond the one that is looked at
+_TIME_IS_UP = 1  # as a reason to stop, beside the numbers of the signals
+
+# evaluate(params, interrupted) → (mean scores, picture sheet), or None where it was interrupted
+Evaluate = Callable[[Any, Callable[[], bool]], tuple[dict[str, float], np.ndarray | None] | None]
+
+
+class Diverged(Exception):
+    """The loss or its gradients were not finite for too many steps in a row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSpec:
+    """How long a run is and how often it does what; all in steps, but for `minutes` (0: no limit).
+
+    `evaluate_every` 0 means only at the end. `profile` is the first and last step of a JAX profile.
+    `flops` is the work of one step and `peak` what the devices could do in a second, 0 where unknown.
+    """
+
+    steps: int
+    batch_size: int
+    minutes: float = 0.0
+    log_every: int = 50
+    evaluate_every: int = 0
+    checkpoint_every: int = 1000
+    max_bad_steps: int = 10
+    profile: tuple[int, int] | None = None
+    flops: float = 0.0
+    peak: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `signal` is the number of the signal that ended it, 0 where it came to its end."""
+
+    state: TrainState
+    step: int
+    signal: int
+
+
+class Interruption:
+    """Notes SIGTERM and SIGINT while in its context; a second one acts as it would have without."""
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._before:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame) -> None:
+        self.signal = int(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    spec: LoopSpec,
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    frozen: Any,
+    batches: Iterator[Mapping[str, jax.Array]],
+    *,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    interruption: Interruption,
+    meta: Mapping[str, Any],
+    evaluate: Evaluate | None = None,
+    profile_folder: Path | None = None,
+) -> Outcome:
+    """Train from `state` to the end of the schedule, of the time allowed, or to a signal.
+
+    `step` is compiled and may take the buffers of `state`; `batches` has `get_state()`. `meta` goes into
+    every checkpoint, with 'evaluated': the last step that was evaluated. All processes of a run stop at the
+    same step, whichever of them was told to.
+
+    Raises:
+        Diverged: `max_bad_steps` updates in a row were skipped; names the last checkpoint.
+        OSError: a checkpoint could not be written.
+    """
+    done = int(state.step)
+    evaluated, saved = meta.get("evaluated", -1), done or -1
+    deadline = time.monotonic() + 60 * spec.minutes if spec.minutes else math.inf
+    progress = _Progress(spec, log, checkpoints, done)
+    profile = _Profile(spec.profile, profile_folder)
+    stop = 0
+    while True:
+        ending = done == spec.steps or stop == _TIME_IS_UP
+        scores = None
+        due = ending or (spec.evaluate_every and done and done % spec.evaluate_every == 0)
+        if evaluate is not None and due and evaluated != done and stop in (0, _TIME_IS_UP):
+            progress.catch_up()
+            result = evaluate(state.restoring_params, lambda: interruption.signal != 0)
+            if result is None:
+                stop = interruption.signal or signal.SIGTERM
+            else:
+                scores, sheet = result
+                evaluated = done
+                log.evaluation(done, scores, sheet)
+            progress.paused()
+        periodic = done and done % spec.checkpoint_every == 0
+        if scores is not None or (saved != done and (periodic or ending or stop)):
+            progress.catch_up()
+            # Among bad steps the checkpoint before them is the one to keep.
+            if progress.bad_steps == 0 or ending or stop:
+                checkpoints.save(done, state, batches.get_state(), {**meta, "evaluated": evaluated}, scores)
+                saved = done
+            progress.paused()
+        if ending or stop:
+            break
+
+        profile.before(done + 1)
+        state, metrics = step(state, frozen, next(batches))
+        done += 1
+        late = time.monotonic() > deadline
+        wish = devices.greatest(mesh, interruption.signal or (_TIME_IS_UP if late else 0))
+        stop = progress.sent(done, metrics, wish)
+        profile.after(done, metrics)
+
+    checkpoints.wait()
+    return Outcome(state, done, 0 if stop == _TIME_IS_UP else int(stop))
+
+
+class _Progress:
+    """Keeps the host a few steps ahead of the device, reads the metrics late, and logs them."""
+
+    def __init__(self, spec: LoopSpec, log: RunLog, checkpoints: Checkpoints, done: int):
+        self._spec, self._log, self._checkpoints = spec, log, checkpoints
+        self._sent: deque = deque()
+        self._window: list[dict[str, jax.Array]] = []
+        self._timed_from: tuple[int, float] | None = None
+        self._seconds_per_step = math.nan
+        self.bad_steps = 0
+
+    def sent(self, step: int, metrics: dict[str, jax.Array], wish: jax.Array | int) -> int:
+        """Take what a step will give; return the wish to stop of the step that is looked at now."""
+        self._sent.append((step, metrics, wish))
+        seen = wish if isinstance(wish, int) else 0
+        while len(self._sent) > _IN_FLIGHT:
+            seen = max(seen, self._look())
+        return seen
+
+    def catch_up(self) -> None:
+        """Wait for all steps that were sent off."""
+        while self._sent:
+            self._look()
+
+    def paused(self) -> None:
+        """Something else took time: measure anew from the next step on."""
+        self._timed_from = None
+
+    def _look(self) -> int:
+        step, metrics, wish = self._sent.popleft()
+        self._window.append(metrics)
+        self.bad_steps = int(metrics["bad_steps"])
+        now = time.monotonic()
+        if step % self._spec.log_every == 0 or step == self._spec.steps:
+            self._report(step, now)
+        if self.bad_steps >= self._spec.max_bad_steps:
+            self._checkpoints.wait()
+            raise Diverged(
+                f"the loss or its gradients were not finite for {self.bad_steps} steps in a row, up to step "
+                f"{step}; last good checkpoint: {self._checkpoints.latest() or 'none'}"
+            )
+        if self._timed_from is None:
+            self._timed_from = (step, now)
+        return int(wish)
+
+    def _report(self, step: int, now: float) -> None:
+        rows = jax.device_get(self._window)
+        self._window = []
+        values = {name: _mean([row[name] for row in rows]) for name in rows[0]}
+        values |= {name: rows[-1][name].item() for name in ("learning_rate", "bad_steps", "skipped")}
+        if self._timed_from is not None and step > self._timed_from[0]:
+            self._seconds_per_step = (now - self._timed_from[1]) / (step - self._timed_from[0])
+            self._timed_from = (step, now)
+        seconds = self._seconds_per_step
+        values["images_per_second"] = self._spec.batch_size / seconds
+        values["seconds_left"] = seconds * (self._spec.steps - step)
+        if self._spec.flops and self._spec.peak:
+            values["share_of_peak"] = self._spec.flops / seconds / self._spec.peak
+        self._log.training(step, values)
+
+
+class _Profile:
+    """A JAX profile of the steps first … last, written to `folder`."""
+
+    def __init__(self, span: tuple[int, int] | None, folder: Path | None):
+        self._first, self._last = span if span is not None and folder is not None else (0, 0)
+        self._folder = folder
+
+    def before(self, step: int) -> None:
+        if step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        if step == self._last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+
+
+def _mean(values: list[np.ndarray]) -> float:
+    """Of the finite ones; NaN where there are none."""
+    finite = [float(value) for value in values if np.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

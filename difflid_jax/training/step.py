@@ -1,0 +1,94 @@
+"""One compiled training step over pure state: loss, gradients, Adam, average, and the guard against NaN.
+
+A step is made from a loss, that of the restorer (`objective.py`) or of the diffusion model. A frozen network
+is an argument of the step, not a part of its state, and no gradient is taken with respect to it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from difflid_jax.training import optimizer as rules
+from difflid_jax.training.optimizer import OptimizerSpec
+
+# loss(params, frozen, batch, key) → (scalar loss, named scalars for the log)
+Loss = Callable[[Any, Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. `ema` is None where no average is kept; `key` holds raw key data."""
+
+    step: jax.Array  # steps done, int32
+    params: Any
+    optimizer: Any
+    ema: Any
+    key: jax.Array
+    bad_steps: jax.Array  # skipped updates in a row, int32
+    skipped: jax.Array  # skipped updates in all, int32
+
+    @property
+    def restoring_params(self) -> Any:
+        """The parameters to restore with: the averaged ones where they are kept."""
+        return self.params if self.ema is None else self.ema
+
+
+def initial_state(params: Any, spec: OptimizerSpec, seed: int) -> TrainState:
+    """The state before the first step. Its buffers are its own: the step may donate them."""
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=rules.direction(spec).init(params),
+        ema=jax.tree.map(jnp.copy, params) if spec.ema else None,
+        key=jax.random.key_data(jax.random.key(seed)),
+        bad_steps=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
+    """The pure function (state, frozen, batch) → (state, metrics); compile it with the state donated.
+
+    The random key of a step is a function of the run's key and the step's number, so a resumed run draws
+    what the undisturbed one would have drawn. Where the loss or a gradient is not finite, parameters,
+    optimiser and average stay as they are, and the step is counted in `bad_steps` and `skipped`.
+    """
+    transformation = rules.direction(spec)
+
+    def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+        (value, metrics), gradients = differentiate(state.params, frozen, batch, key)
+        norm = optax.tree.norm(gradients)
+        sound = jnp.isfinite(value) & jnp.isfinite(norm)
+
+        rate = rules.learning_rate(spec, state.step)
+        updates, moments = transformation.update(gradients, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = rules.averaged(spec, ema, params, state.step)
+
+        def choose(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
+
+        bad_steps = jnp.where(sound, 0, state.bad_steps + 1)
+        after = TrainState(
+            step=state.step + 1,
+            params=choose(params, state.params),
+            optimizer=choose(moments, state.optimizer),
+            ema=choose(ema, state.ema),
+            key=state.key,
+            bad_steps=bad_steps,
+            skipped=state.skipped + jnp.where(sound, 0, 1),
+        )
+        said = {"loss": value, **metrics, "gradient_norm": norm, "learning_rate": rate}
+        return after, said | {"bad_steps": bad_steps, "skipped": after.skipped}
+
+    return step
