@@ -7,7 +7,7 @@ copies of them carry.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,7 +63,12 @@ class Layout:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(self.split_hints) or tuple(self.numbers)
+        """The parts that the set has."""
+        return tuple(self.split_hints)
+
+    def names_most(self, stems: Sequence[str]) -> bool:
+        """Whether more than half of the degraded pictures are named as this set names them."""
+        return self.name is not None and 2 * sum(map(bool, map(self.name.fullmatch, stems))) > len(stems)
 
 
 _ANY_SPLIT = {"train": ("train",), "test": ("test", "val", "validation", "eval")}
@@ -73,16 +78,16 @@ LAYOUTS: Mapping[str, Layout] = {
     "its": Layout(
         "RESIDE ITS",
         (BEFORE_UNDERSCORE, SAME_NAME),
-        hints=("its",),
-        counts={None: 13_990, "train": 13_990},
+        hints=("its", "train"),
+        counts={None: 13_990},
         name=re.compile(r"(?P<scene>\d+)_(?P<level>\d+)_(?P<airlight>[01](?:\.\d+)?)"),
         levels=True,
     ),
     "sots_indoor": Layout(
         "RESIDE SOTS indoor",
         (BEFORE_UNDERSCORE, SAME_NAME),
-        hints=("indoor", "nyuhaze500"),
-        counts={None: 500, "test": 500},
+        hints=("indoor", "nyuhaze500", "test"),
+        counts={None: 500},
         name=re.compile(r"(?P<scene>\d+)_(?P<level>\d+)"),
         levels=True,
     ),
@@ -90,13 +95,14 @@ LAYOUTS: Mapping[str, Layout] = {
         "RESIDE SOTS outdoor",
         (BEFORE_UNDERSCORE, SAME_NAME),
         hints=("outdoor",),
-        counts={None: 500, "test": 500},
+        counts={None: 500},
         name=re.compile(r"(?P<scene>\d+)_(?P<airlight>[01](?:\.\d+)?)_(?P<beta>\d+(?:\.\d+)?)"),
     ),
     "dense_haze": Layout(
         "Dense-Haze",
         (WITHOUT_ROLE,),
         hints=("dense",),
+        split_hints=_ANY_SPLIT,
         counts={None: 55, "train": 50, "test": 5},
         numbers=_NUMBERED,
     ),
@@ -104,6 +110,7 @@ LAYOUTS: Mapping[str, Layout] = {
         "NH-HAZE",
         (WITHOUT_ROLE,),
         hints=("nh",),
+        split_hints=_ANY_SPLIT,
         counts={None: 55, "train": 50, "test": 5},
         numbers=_NUMBERED,
     ),

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from difflid_jax.data.duplicates import same_content
 from difflid_jax.data.images import Header, check_image, read_image
 from difflid_jax.data.layouts import (
+    LAYOUTS,
     KeyRule,
     Layout,
     find_folders,
@@ -297,10 +298,16 @@ def _unequal(hazy: Path, size: Sequence[int], clean: Path, clean_size: Sequence[
 
 
 def _check_set(pairs: list[Pair], layout: Layout, report: Report) -> None:
-    if layout.name:
-        strange = [pair.hazy.name for pair in pairs if not layout.name.fullmatch(pair.hazy.stem)]
-        if strange:
-            report.add("warning", f"{len(strange)} names are not those of {layout.title}", strange)
+    stems = [pair.hazy.stem for pair in pairs]
+    if layout.name and pairs and not layout.names_most(stems):
+        asked = layout
+        layout = next((other for other in LAYOUTS.values() if other.names_most(stems)), asked)
+        if layout is not asked:
+            words = f"by their names these are the pictures of {layout.title}, not of {asked.title}"
+            report.add("note" if report.split == "test" else "warning", words)
+            report.title = layout.title
+    if layout.name and (strange := [p.hazy.name for p in pairs if not layout.name.fullmatch(p.hazy.stem)]):
+        report.add("warning", f"{len(strange)} names are not those of {layout.title}", strange)
     if layout.levels:
         _check_levels(pairs, layout, report)
     report.expected = layout.counts.get(report.split, layout.counts.get(None))

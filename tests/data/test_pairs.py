@@ -306,9 +306,27 @@ def test_mixed_versions_of_its_are_errors_whatever_is_allowed(tmp_path):
         check_or_raise(report, allow_missing=True)
 
 
-def test_names_of_another_set_are_a_warning(tmp_path):
-    _, report = found(sots(tmp_path), "its")
-    assert any("6 names are not those of RESIDE ITS" in f.message for f in report.of("warning"))
+def test_another_set_than_asked_for_is_recognised_by_its_names(tmp_path):
+    sots(tmp_path)
+    _, report = found(tmp_path, "its", "train")
+    words = "by their names these are the pictures of RESIDE SOTS indoor, not of RESIDE ITS"
+    assert any(finding.message == words for finding in report.of("warning"))
+    assert report.summary == "RESIDE SOTS indoor: 6 of 500 pairs"
+    _, report = found(tmp_path, "its", "test")  # ITS is scored on SOTS indoor: not worth a warning
+    assert any(finding.message == words for finding in report.of("note"))
+    make(tmp_path / "hazy", "1400_haze.png")
+    _, report = found(tmp_path, "sots_indoor")
+    named = [finding.items for finding in report.of("warning") if "names are not those" in finding.message]
+    assert named == [("1400_haze.png",)]
+
+
+def test_train_and_test_folders_of_one_root(tmp_path):
+    for part, name in (("train", "1_1_0.9"), ("test", "1400_1")):
+        make(tmp_path / part / "hazy", f"{name}.png")
+        make(tmp_path / part / "GT", f"{name}.png")
+    assert partners(found(tmp_path, "its")[0]) == {"1_1_0.9.png": "1_1_0.9.png"}
+    assert partners(found(tmp_path, "sots_indoor")[0]) == {"1400_1.png": "1400_1.png"}
+    assert partners(found(tmp_path, "folders", "test")[0]) == {"1400_1.png": "1400_1.png"}
 
 
 def test_duplicates_are_warned_of(tmp_path):
