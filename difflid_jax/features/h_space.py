@@ -1,0 +1,124 @@
+"""The paper's features: the bottleneck of a frozen diffusion U-Net at two timesteps (Sec. 4.1–4.2).
+
+At t₁ = 0 the h-space holds the content, at t₂ = 500 the haze. Both come from one pass of a batch of 2B
+through the encoder and the middle block; the decoder, more than half of the work, is not run.
+
+Timesteps: t = 0 means x_0 = x, without noise, and timestep 0 for the U-Net (the paper's x_0); t ≥ 1 means
+x_t of Eq. 2 with ᾱ = alphas_cumprod[t], counted from 0. The released code adds the noise of step 0 at t = 0,
+too: `noise_at_zero`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from difflid_jax.diffusion.schedule import Schedule
+from difflid_jax.diffusion.unet import UNet, UNetSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class HSpaceSpec:
+    """What is read: at which `times` (t₁, t₂), in which layer, at which size.
+
+    layer: "middle" (h-space), "encoder:i", "decoder:i" (Table 3's Layer-E and Layer-D) or "output".
+    downscale: the prior sees the picture at 1/downscale of its size.
+    """
+
+    times: tuple[int, int] = (0, 500)
+    layer: str = "middle"
+    noise_at_zero: bool = False
+    downscale: int = 1
+
+    def __post_init__(self):
+        if len(self.times) != 2 or any(not 0 <= t <= 999 for t in self.times):
+            raise ValueError(
+                "features.times: expected two timesteps from 0 to 999 (the paper's 1000 is 999), "
+                f"found {self.times}"
+            )
+        if self.downscale < 1:
+            raise ValueError(f"features.downscale: expected 1 or more, found {self.downscale}")
+
+    @property
+    def part(self) -> str:
+        """The part of the U-Net that the layer needs."""
+        return "all" if self.layer.startswith(("decoder", "output")) else "encoder"
+
+    def multiple(self, unet: UNetSpec) -> int:
+        """Sides of the picture must be multiples of this."""
+        return self.downscale * unet.stride
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {**dataclasses.asdict(self), "times": list(self.times)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "HSpaceSpec":
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "times": tuple(fields["times"])})
+
+
+def h_space(
+    unet: UNet, schedule: Schedule, x: jax.Array, key: jax.Array, spec: HSpaceSpec
+) -> tuple[jax.Array, jax.Array]:
+    """(h_content, h_haze), each (B,H',W',C'), of pictures x (B,H,W,3) in [-1,1]; pure, to be jitted.
+
+    H and W are multiples of `spec.multiple(unet.spec)` (see `pad_to_multiple`). `key` draws the noise:
+    picture i of the batch gets its own, the same whatever the batch around it and the timesteps.
+    Class-conditional models are given class 0. Gradients do not flow back.
+    """
+    x = average_pool(x.astype(jnp.float32), spec.downscale)
+    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(jnp.arange(len(x)))
+    noisy, steps = [], []
+    for t in spec.times:
+        step = jnp.full(len(x), t)
+        clean = t == 0 and not spec.noise_at_zero
+        noisy.append(x if clean else schedule.sample_noisy(x, step, noise))
+        steps.append(step)
+    labels = None if unet.spec.num_classes is None else jnp.zeros(2 * len(x), jnp.int32)
+    batch, times = jnp.concatenate(noisy), jnp.concatenate(steps)
+    h = unet.layers(batch, times, labels, wanted=[spec.layer])[spec.layer]
+    h_content, h_haze = jnp.split(jax.lax.stop_gradient(h), 2)
+    return h_content, h_haze
+
+
+def feature_channels(unet: UNet, spec: HSpaceSpec) -> int:
+    """Channels C' of the maps that `h_space` returns."""
+    if spec.layer == "middle":
+        return unet.spec.bottleneck_channels
+    side = spec.multiple(unet.spec)
+    x = jax.ShapeDtypeStruct((1, side, side, unet.spec.in_channels), jnp.float32)
+    # typed: a key's shape cannot be guessed
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    schedule = Schedule.named(unet.spec.noise_schedule, unet.spec.diffusion_steps)
+    return jax.eval_shape(lambda x, key: h_space(unet, schedule, x, key, spec), x, key)[0].shape[-1]
+
+
+def average_pool(x: jax.Array, factor: int) -> jax.Array:
+    """Area averages: (B,H,W,C) → (B,H/factor,W/factor,C)."""
+    if factor == 1:
+        return x
+    b, h, w, c = x.shape
+    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
+
+
+def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
+    """x (B,H,W,C) with H and W padded at the bottom and right up to multiples, by reflection.
+
+    A side too small to reflect that far repeats its edge for the rest. Crop back with [:, :H, :W].
+    """
+    for axis in (1, 2):
+        missing = -x.shape[axis] % multiple
+        while missing > 0 and x.shape[axis] > 1:
+            step = min(missing, x.shape[axis] - 1)
+            x = jnp.pad(x, _on(axis, step), mode="reflect")
+            missing -= step
+        if missing:
+            x = jnp.pad(x, _on(axis, missing), mode="edge")
+    return x
+
+
+def _on(axis: int, after: int) -> tuple[tuple[int, int], ...]:
+    return tuple((0, after if a == axis else 0) for a in range(4))

@@ -1,0 +1,47 @@
+"""Loading a frozen diffusion model, the prior, from a weights folder or by its shipped name."""
+
+import os
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from difflid_jax.diffusion.schedule import Schedule
+from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.weights import store
+
+
+class Prior(NamedTuple):
+    """A frozen diffusion model, its noise schedule, and the SHA-256 of the file it came from."""
+
+    unet: UNet
+    schedule: Schedule
+    sha256: str
+
+
+def load_prior(name_or_folder: str | os.PathLike, *, part: str = "encoder", dtype=jnp.float32) -> Prior:
+    """The prior `name_or_folder` (weights of kind "unet"), with compute in `dtype`.
+
+    part="encoder" takes time embedding, encoder and middle block, all that the h-space needs; "all" needs
+    weights converted or trained with the decoder. Parameters keep float32.
+    Raises ValueError for weights of another kind or architecture, and for a decoder that is not there.
+    """
+    weights = store.read(name_or_folder, "unet")
+    spec = UNetSpec.from_dict(weights.architecture)
+    has_decoder = any(name.startswith("output_blocks.") for name in weights.tensors)
+    if part == "all" and not has_decoder:
+        raise ValueError(
+            f"{weights.path}: holds the encoder only, and the decoder is asked for; convert with --part all"
+        )
+    tensors = weights.tensors
+    if part == "encoder" and has_decoder:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(("output_blocks.", "out_"))}
+    unet = nnx.eval_shape(lambda: UNet(spec, part=part, dtype=dtype, rngs=nnx.Rngs(0)))
+    store.fill(unet, tensors, where=str(weights.path), dtype=jnp.float32)
+    return Prior(unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps), weights.sha256)
+
+
+def random_prior(spec: UNetSpec, seed: int, *, part: str = "encoder", dtype=jnp.float32) -> Prior:
+    """A prior of architecture `spec` with random weights: the control that knows nothing of photographs."""
+    unet = UNet(spec, part=part, dtype=dtype, rngs=nnx.Rngs(seed))
+    return Prior(unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps), f"random:{seed}")

@@ -1,0 +1,200 @@
+"""DiffLI²D's dehazing network (paper Sec. 4.2, Fig. 3b): seven blocks, each CIM then HAE, in a U-Net.
+
+    stem 3×3 ─ block ─ down ─ block ─ down ─ block ─ down ─ block
+                 │              │              │             │
+    head 3×3 ─ block ── up ── block ── up ── block ─── up ───┘      restored = hazy + head
+
+Down: 3×3 to half the channels, then pixel-unshuffle (twice the channels, half the size). Up: bilinear ×2,
+then 3×3 to half the channels. Skips: concatenation, then 1×1. The paper states 8.63 M parameters and no
+widths: 64, 128, 256, 512 with one block per position give 8,619,331 at 1024 feature channels.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from difflid_jax.network.cim import ContentIntegration
+from difflid_jax.network.hae import WHOLE, HazeAwareEnhancement
+from difflid_jax.network.self_attention import SelfAttention
+
+CONTENT = ("cim", "self_attention")
+HAZE = ("hae", "self_attention")
+
+# Widths per level: the paper's, and narrower ones for small machines.
+PRESETS: dict[str, tuple[int, ...]] = {
+    "paper": (64, 128, 256, 512),
+    "narrow": (32, 64, 128, 256),
+    "slim": (16, 32, 64, 128),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """Architecture: `widths` per level, channels of the feature maps, and the two modules of a block.
+
+    `content`: "cim" or "self_attention"; `haze`: "hae" or "self_attention" (the ablations of Table 2).
+    """
+
+    widths: tuple[int, ...] = PRESETS["paper"]
+    feature_channels: int = 1024
+    heads: int = 4
+    content: str = "cim"
+    haze: str = "hae"
+
+    def __post_init__(self):
+        if self.content not in CONTENT:
+            raise ValueError(f"network.content: expected one of {', '.join(CONTENT)}, found {self.content!r}")
+        if self.haze not in HAZE:
+            raise ValueError(f"network.haze: expected one of {', '.join(HAZE)}, found {self.haze!r}")
+        if any(wide != 2 * narrow for narrow, wide in zip(self.widths, self.widths[1:], strict=False)):
+            raise ValueError(f"network.widths: each must be twice the one before, found {self.widths}")
+        if not self.widths or self.widths[0] % self.heads or self.widths[0] % 2:
+            raise ValueError(
+                f"network.widths: the first must be even and divisible by {self.heads} heads, "
+                f"found {self.widths}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Sides of the input are multiples of this."""
+        return 2 ** (len(self.widths) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {**dataclasses.asdict(self), "widths": list(self.widths)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "NetworkSpec":
+        """The inverse of `to_dict`. Raises ValueError that names unknown fields."""
+        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"network architecture: unknown fields {unknown}")
+        return cls(**{**fields, "widths": tuple(fields["widths"])})
+
+
+class Block(nnx.Module):
+    """CIM, then HAE, or their stand-ins: F (B,H,W,C) → (F_o (B,H,W,C), gate (B,1,1,C) or None)."""
+
+    def __init__(self, channels: int, spec: NetworkSpec, *, dtype, rngs: nnx.Rngs):
+        c, f = channels, spec.feature_channels
+        if spec.content == "cim":
+            self.content = ContentIntegration(c, f, spec.heads, dtype=dtype, rngs=rngs)
+        else:
+            parameters = f * c + c + 4 * (c * c + c)
+            self.content = SelfAttention(c, parameters, spec.heads, dtype=dtype, rngs=rngs)
+        if spec.haze == "hae":
+            self.haze = HazeAwareEnhancement(c, f, dtype=dtype, rngs=rngs)
+        else:
+            parameters = 2 * (f * c + c) + c * c + c
+            self.haze = SelfAttention(c, parameters, spec.heads, dtype=dtype, rngs=rngs)
+
+    def __call__(self, f, h_content, h_haze, *, gate=None, window=WHOLE):
+        if isinstance(self.content, ContentIntegration):
+            f = self.content(f, h_content)
+        else:
+            f = self.content(f, h_content.shape[1:3])
+        if isinstance(self.haze, HazeAwareEnhancement):
+            return self.haze(f, h_haze, gate=gate, window=window)
+        return self.haze(f, h_haze.shape[1:3]), None
+
+
+class DiffLI2D(nnx.Module):
+    """The network: hazy picture and two feature maps in, restored picture out. Compute in `dtype`."""
+
+    def __init__(self, spec: NetworkSpec, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.spec = spec
+        self.dtype = dtype
+
+        def conv(inputs, outputs, size, **kw):
+            return nnx.Conv(inputs, outputs, (size, size), padding=size // 2, dtype=dtype, rngs=rngs, **kw)
+
+        widths = spec.widths
+        self.stem = conv(3, widths[0], 3)
+        self.encoder = nnx.List([Block(c, spec, dtype=dtype, rngs=rngs) for c in widths])
+        self.down = nnx.List([conv(c, c // 2, 3, use_bias=False) for c in widths[:-1]])
+        inner = list(reversed(widths[:-1]))
+        self.up = nnx.List([conv(2 * c, c, 3) for c in inner])
+        self.skip = nnx.List([conv(2 * c, c, 1) for c in inner])
+        self.decoder = nnx.List([Block(c, spec, dtype=dtype, rngs=rngs) for c in inner])
+        # Zero at the start: an untrained network returns its input.
+        self.head = conv(widths[0], 3, 3, kernel_init=nnx.initializers.zeros)
+
+    def __call__(
+        self,
+        hazy: jax.Array,
+        h_content: jax.Array,
+        h_haze: jax.Array,
+        *,
+        gates: Sequence[jax.Array] | None = None,
+        window=WHOLE,
+    ) -> tuple[jax.Array, dict[str, tuple[jax.Array, ...]]]:
+        """(restored (B,H,W,3) float32, {"gates": the channel gates of Eq. 8, one (B,1,1,C) per block}).
+
+        hazy (B,H,W,3) in [-1,1], H and W multiples of `spec.stride`; h_content and h_haze (B,H',W',C').
+        restored is not clipped. For a tile of a larger picture, h_* are those of the whole picture,
+        `gates` the gates found on the whole, `window` = (top, left, bottom, right) in [0,1] where the tile
+        lies (numbers or traced scalars). Raises ValueError for a size or channel count that does not fit, and
+        for tiles of the self-attention ablations, whose keys come from the input itself.
+        """
+        self._check(hazy, h_content, h_haze, gates)
+        h_content, h_haze = h_content.astype(self.dtype), h_haze.astype(self.dtype)
+        given = iter(gates or ())
+        found = []
+
+        def run(block, f):
+            f, gate = block(f, h_content, h_haze, gate=next(given, None), window=window)
+            if gate is not None:
+                found.append(gate)
+            return f
+
+        f, skips = self.stem(hazy.astype(self.dtype)), []
+        for block, down in zip(self.encoder[:-1], self.down, strict=True):
+            f = run(block, f)
+            skips.append(f)
+            f = _pixel_unshuffle(down(f))
+        f = run(self.encoder[-1], f)
+        for up, skip, block in zip(self.up, self.skip, self.decoder, strict=True):
+            f = skip(jnp.concatenate([up(_double(f)), skips.pop()], axis=-1))
+            f = run(block, f)
+        restored = hazy.astype(jnp.float32) + self.head(f).astype(jnp.float32)
+        return restored, {"gates": tuple(found)}
+
+    def _check(self, hazy, h_content, h_haze, gates) -> None:
+        rows, columns = hazy.shape[1:3]
+        if rows % self.spec.stride or columns % self.spec.stride:
+            raise ValueError(
+                f"hazy: expected sides that are multiples of {self.spec.stride}, found {rows}×{columns}"
+            )
+        for name, h in (("h_content", h_content), ("h_haze", h_haze)):
+            if h.shape[-1] != self.spec.feature_channels:
+                raise ValueError(
+                    f"{name}: expected {self.spec.feature_channels} channels, found {h.shape[-1]}"
+                )
+        attends_itself = "self_attention" in (self.spec.content, self.spec.haze)
+        if gates is not None and attends_itself:
+            raise ValueError("tiles: the self-attention ablations restore whole pictures only")
+
+
+def _pixel_unshuffle(x: jax.Array) -> jax.Array:
+    """(B,H,W,C) → (B,H/2,W/2,4C)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def _double(x: jax.Array) -> jax.Array:
+    """Bilinear enlargement ×2 of (B,H,W,C), pixel centres at half integers, edges repeated."""
+    for axis in (1, 2):
+        n = x.shape[axis]
+        before = jnp.concatenate([jax.lax.slice_in_dim(x, 0, 1, axis=axis), x], axis)
+        before = jax.lax.slice_in_dim(before, 0, n, axis=axis)
+        after = jnp.concatenate([x, jax.lax.slice_in_dim(x, n - 1, n, axis=axis)], axis)
+        after = jax.lax.slice_in_dim(after, 1, n + 1, axis=axis)
+        even, odd = 0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after
+        shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+        x = jnp.stack([even, odd], axis + 1).reshape(shape)
+    return x

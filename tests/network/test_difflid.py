@@ -1,0 +1,121 @@
+"""The network: its size, its equations, and that tiles of a picture equal the picture."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from difflid_jax.network import attention, cim, hae
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+
+SMALL = NetworkSpec(widths=(8, 16, 32), feature_channels=12, heads=2)
+
+
+def parameters(spec: NetworkSpec) -> int:
+    module = nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
+
+
+def randomised(spec: NetworkSpec, seed: int = 0) -> DiffLI2D:
+    """A network whose zero-initialised head is drawn too, so that its output differs from its input."""
+    network = DiffLI2D(spec, rngs=nnx.Rngs(seed))
+    network.head.kernel[...] = 0.1 * jax.random.normal(jax.random.key(9), network.head.kernel.shape)
+    return network
+
+
+def test_the_paper_preset_has_the_papers_parameters():
+    assert parameters(NetworkSpec()) == 8_619_331
+    assert abs(parameters(NetworkSpec()) / 8.63e6 - 1) < 0.005
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content": "self_attention"},
+        {"haze": "self_attention"},
+        {"content": "self_attention", "haze": "self_attention"},
+    ],
+)
+def test_ablations_have_about_as_many_parameters(change):
+    assert abs(parameters(NetworkSpec(**change)) / parameters(NetworkSpec()) - 1) < 0.05
+
+
+def test_an_untrained_network_returns_its_input():
+    hazy = jax.random.uniform(jax.random.key(0), (1, 16, 24, 3), minval=-1)
+    h = jnp.ones((1, 2, 3, 12))
+    restored, _ = DiffLI2D(SMALL, rngs=nnx.Rngs(0))(hazy, h, h)
+    np.testing.assert_array_equal(restored, hazy)
+
+
+def test_cim_is_equation_6():
+    f = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
+    h = jax.random.normal(jax.random.key(1), (2, 3, 2, 5))
+    module = cim.ContentIntegration(8, 5, 2, dtype=jnp.float32, rngs=nnx.Rngs(3))
+    hc = module.compress(h).reshape(2, 6, 8)
+    q, k, v = module.query(f).reshape(2, 24, 8), module.key(hc), module.value(hc)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = np.einsum("bnd,bmd->bnm", q[..., head], k[..., head]) / np.sqrt(4)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        heads.append(np.einsum("bnm,bmd->bnd", scores / scores.sum(-1, keepdims=True), v[..., head]))
+    expected = module.out(jnp.concatenate(heads, -1).reshape(f.shape)) + f
+    np.testing.assert_allclose(module(f, h), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hae_is_equations_7_and_8():
+    f = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
+    h = jax.random.normal(jax.random.key(1), (2, 4, 6, 5))  # F's size: nothing to resample
+    module = hae.HazeAwareEnhancement(8, 5, dtype=jnp.float32, rngs=nnx.Rngs(3))
+    modulated = module.scale(h) * f + module.shift(h)
+    gate = jax.nn.sigmoid(module.gate(modulated.mean((1, 2))))[:, None, None]
+    restored, found = module(f, h)
+    np.testing.assert_allclose(found, gate, rtol=1e-5)
+    np.testing.assert_allclose(restored, gate * modulated + f, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_in_chunks_equals_attention_at_once(monkeypatch):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 2, 4)) for i, n in ((0, 37), (1, 5), (2, 5)))
+    whole = attention.attend(q, k, v)
+    monkeypatch.setattr(attention, "_MAX_SCORES", 10 * 2 * 2 * 5)
+    np.testing.assert_allclose(attention.attend(q, k, v), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_tiles_with_the_whole_pictures_features_and_gates_equal_the_whole():
+    network = randomised(SMALL)
+    rows, columns, margin = 64, 96, 32
+    hazy = jax.random.uniform(jax.random.key(0), (1, rows, columns, 3), minval=-1)
+    h1, h2 = (jax.random.normal(jax.random.key(i), (1, 4, 6, 12)) for i in (1, 2))
+    whole, found = network(hazy, h1, h2)
+    tile = hazy[:, :, : columns - margin]
+    window = (0.0, 0.0, 1.0, (columns - margin) / columns)
+    part, _ = network(tile, h1, h2, gates=found["gates"], window=window)
+    # Beyond the reach of the convolutions from the cut, nothing may differ but rounding.
+    np.testing.assert_allclose(part[:, :, :32], whole[:, :, :32], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"content": "sim"}, "network.content: expected one of cim, self_attention, found 'sim'"),
+        ({"haze": ""}, "network.haze"),
+        ({"widths": (8, 24)}, "each must be twice"),
+        ({"widths": (6, 12)}, "divisible by 4 heads"),
+    ],
+)
+def test_a_bad_spec_is_refused_by_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkSpec(**fields)
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    network = DiffLI2D(SMALL, rngs=nnx.Rngs(0))
+    h = jnp.ones((1, 2, 3, 12))
+    with pytest.raises(ValueError, match="multiples of 4, found 15×24"):
+        network(jnp.zeros((1, 15, 24, 3)), h, h)
+    with pytest.raises(ValueError, match="h_haze: expected 12 channels, found 7"):
+        network(jnp.zeros((1, 16, 24, 3)), h, h[..., :7])
+
+
+def test_the_spec_survives_json():
+    assert NetworkSpec.from_dict(SMALL.to_dict()) == SMALL
