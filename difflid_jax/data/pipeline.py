@@ -275,8 +275,9 @@ class Batches:
 class Evaluation:
     """Whole pictures in a fixed order, each exactly once over all processes.
 
-    Iterating gives {'name', 'index', 'hazy', 'clean'}, the pictures uint8 (H,W,3) of their own sizes. Haze
-    made on the fly depends on (haze.seed, index) alone. `limit` > 0 takes only the first so many pictures.
+    Iterating gives {'name', 'index', 'hazy', 'clean'}, the pictures uint8 (H,W,3) of their own sizes, and
+    indexing gives any of them, whichever process it is for. Haze made on the fly depends on (haze.seed,
+    index) alone. `limit` > 0 takes only the first so many pictures.
     """
 
     data: DataSet
@@ -297,9 +298,11 @@ class Evaluation:
     def __len__(self) -> int:
         return len(range(self.process_index, self.total, self.process_count))
 
+    def __getitem__(self, index: int) -> dict:
+        return self._chain()[index]
+
     def __iter__(self) -> Iterator[dict]:
-        chain = grain.MapDataset.range(self.total).random_map(self._picture, seed=self.haze.seed)
-        chain = chain[self.process_index :: self.process_count]
+        chain = self._chain()[self.process_index :: self.process_count]
         iterator = iter(
             chain.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
         )
@@ -307,6 +310,9 @@ class Evaluation:
             yield from iterator
         finally:
             iterator.close()
+
+    def _chain(self) -> grain.MapDataset:
+        return grain.MapDataset.range(self.total).random_map(self._picture, seed=self.haze.seed)
 
     def _picture(self, element: int, rng: np.random.Generator) -> dict:
         first, second = (self.data.store.read(position) for position in self.data.elements[element])

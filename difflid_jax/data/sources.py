@@ -175,6 +175,7 @@ def open_data(
     cache: str | os.PathLike = "off",
     frame: rgbd.Frame = rgbd.NYU,
     allow_missing: bool = False,
+    thorough: bool = False,
     progress: bool = True,
 ) -> DataSet:
     """Find the pictures of a source and make them ready to be read, through a decoded cache if one is given.
@@ -186,6 +187,7 @@ def open_data(
         cache: the folder of decoded caches, or 'off'.
         frame: of pictures with measured depth.
         allow_missing: go on with the usable pairs where others had to be left out.
+        thorough: decode every picture of 'folders' once, so that damage inside one is found now.
 
     Raises:
         ValueError: nothing found, unpaired or unreadable pictures, partners of different sizes; named.
@@ -199,7 +201,7 @@ def open_data(
             f"the source {source!r} needs the path of its pictures (--config.data.train and the like)"
         )
     if source == "folders":
-        items, elements, names, report = _paired(root, dataset, split, allow_missing, progress)
+        items, elements, names, report = _paired(root, dataset, split, allow_missing, thorough, progress)
     elif source == "photographs" and not root:
         items, elements, names = _carried(split or "train")
         cache = "off"  # in memory already
@@ -218,8 +220,10 @@ def open_data(
     return DataSet(kind, store, np.asarray(elements), tuple(names), fingerprint(items), report)
 
 
-def _paired(root: str, dataset: str, split: str | None, allow_missing: bool, progress: bool) -> tuple:
-    found, report = find_pairs(root, dataset, split, progress=progress)
+def _paired(
+    root: str, dataset: str, split: str | None, allow_missing: bool, thorough: bool, progress: bool
+) -> tuple:
+    found, report = find_pairs(root, dataset, split, thorough=thorough, progress=progress)
     check_or_raise(report, allow_missing=allow_missing)
     positions: dict[Picture, int] = {}
     elements = []
