@@ -15,6 +15,7 @@ import hashlib
 import json
 import mmap
 import os
+import secrets
 import shutil
 import sys
 import zlib
@@ -416,7 +417,7 @@ def _leaving_no_trace(folder: Path):
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "w") as file:
             file.write(text)
