@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from difflid_jax.data.haze import add_haze
 from difflid_jax.data.sources import DataSet
 
 _THREADS = 2  # per process or worker; each makes whole batches
@@ -130,6 +129,8 @@ def _make_hazy(
     if spec.gamma != (1.0, 1.0) and not plain:
         gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
         clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma))[clean]
+    from difflid_jax.data.haze import add_haze
+
     hazy = add_haze(clean * np.float32(1 / 255), depth * np.float32(1 / 65535), beta, airlight)
     if spec.noise and not plain:
         hazy = hazy + rng.standard_normal(hazy.shape, np.float32) * np.float32(rng.uniform(0, spec.noise))
