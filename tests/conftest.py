@@ -1,7 +1,10 @@
 """Fixtures for all tests: the reference values and real pictures that lie beside the repository, if any."""
 
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -20,3 +23,22 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """Reference values that are too large to commit."""
     return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def named_draw() -> Callable[..., np.ndarray]:
+    """Random weights that any framework can draw again from a PyTorch parameter's name and shape."""
+
+    def draw(name: str, shape: tuple[int, ...], seed: int = 0, gain: float = 1.0) -> np.ndarray:
+        generator = np.random.default_rng(zlib.crc32(name.encode()) + seed)
+        if len(shape) > 1:
+            weights = generator.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:])) * gain
+        elif name.endswith("running_var"):
+            weights = 0.5 + generator.random(shape)
+        elif name.endswith("weight"):
+            weights = 1 + 0.1 * generator.standard_normal(shape)
+        else:
+            weights = 0.1 * generator.standard_normal(shape)
+        return weights.astype(np.float32)
+
+    return draw
