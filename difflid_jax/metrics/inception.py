@@ -1,0 +1,221 @@
+"""Inception-v3 as the FID uses it: the network of 2015-12-05, up to its last average pooling (2048).
+
+Source: pytorch-fid 0.3.0, `inception.py`, whose file pt_inception-2015-12-05-6726825d.pth holds the
+weights (`python -m convert_weights.perceptual`). The modules carry its names. Against torchvision's
+Inception the average pools leave the padding out of the mean, and the last block pools by the maximum.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from difflid_jax.weights import store
+
+SIDE = 299
+CHANNELS = 2048
+
+
+def load_inception(folder: str) -> "Inception":
+    """The network with the weights of a folder of kind 'inception'."""
+    weights = store.read(folder, "inception")
+    network = nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0)))
+    store.fill(network, weights.tensors, where=str(weights.path))
+    return network
+
+
+def resize_bilinear(images: Array, height: int, width: int) -> Array:
+    """(B,H,W,C) → (B,height,width,C), as PyTorch's bilinear `interpolate` with align_corners=False.
+
+    Pixel centres are kept, and nothing is smoothed when a picture is made smaller.
+    """
+    shape = (images.shape[0], height, width, images.shape[3])
+    return jax.image.resize(images, shape, "bilinear", antialias=False)
+
+
+class Inception(nnx.Module):
+    """(B,H,W,3) floats in [0,1], of any size → features (B,2048) float32."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.Conv2d_1a_3x3 = ConvNormRelu(3, 32, (3, 3), strides=2, padding="VALID", rngs=rngs)
+        self.Conv2d_2a_3x3 = ConvNormRelu(32, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.Conv2d_2b_3x3 = ConvNormRelu(32, 64, (3, 3), rngs=rngs)
+        self.Conv2d_3b_1x1 = ConvNormRelu(64, 80, (1, 1), rngs=rngs)
+        self.Conv2d_4a_3x3 = ConvNormRelu(80, 192, (3, 3), padding="VALID", rngs=rngs)
+        self.Mixed_5b = BlockA(192, 32, rngs=rngs)
+        self.Mixed_5c = BlockA(256, 64, rngs=rngs)
+        self.Mixed_5d = BlockA(288, 64, rngs=rngs)
+        self.Mixed_6a = BlockB(288, rngs=rngs)
+        self.Mixed_6b = BlockC(768, 128, rngs=rngs)
+        self.Mixed_6c = BlockC(768, 160, rngs=rngs)
+        self.Mixed_6d = BlockC(768, 160, rngs=rngs)
+        self.Mixed_6e = BlockC(768, 192, rngs=rngs)
+        self.Mixed_7a = BlockD(768, rngs=rngs)
+        self.Mixed_7b = BlockE(1280, _average_pool, rngs=rngs)
+        self.Mixed_7c = BlockE(2048, _max_pool, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        x = 2.0 * resize_bilinear(images.astype(jnp.float32), SIDE, SIDE) - 1.0
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = _halve(x)
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
+        x = _halve(x)
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
+        x = self.Mixed_6a(x)
+        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
+        return jnp.mean(x, axis=(1, 2))
+
+
+class ConvNormRelu(nnx.Module):
+    """Convolution without bias, batch normalisation by the stored statistics, ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int],
+        *,
+        strides: int = 1,
+        padding: str = "SAME",
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv = nnx.Conv(
+            in_channels,
+            out_channels,
+            kernel,
+            strides=strides,
+            padding=padding,
+            use_bias=False,
+            precision="highest",
+            rngs=rngs,
+        )
+        self.bn = nnx.BatchNorm(out_channels, epsilon=1e-3, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return nnx.relu(self.bn(self.conv(x)))
+
+
+class BlockA(nnx.Module):
+    """35×35: 1×1, 5×5, two 3×3, pool."""
+
+    def __init__(self, channels: int, pool_channels: int, *, rngs: nnx.Rngs) -> None:
+        self.branch1x1 = ConvNormRelu(channels, 64, (1, 1), rngs=rngs)
+        self.branch5x5_1 = ConvNormRelu(channels, 48, (1, 1), rngs=rngs)
+        self.branch5x5_2 = ConvNormRelu(48, 64, (5, 5), rngs=rngs)
+        self.branch3x3dbl_1 = ConvNormRelu(channels, 64, (1, 1), rngs=rngs)
+        self.branch3x3dbl_2 = ConvNormRelu(64, 96, (3, 3), rngs=rngs)
+        self.branch3x3dbl_3 = ConvNormRelu(96, 96, (3, 3), rngs=rngs)
+        self.branch_pool = ConvNormRelu(channels, pool_channels, (1, 1), rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return _join(
+            self.branch1x1(x),
+            self.branch5x5_2(self.branch5x5_1(x)),
+            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
+            self.branch_pool(_average_pool(x)),
+        )
+
+
+class BlockB(nnx.Module):
+    """35×35 → 17×17."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.branch3x3 = ConvNormRelu(channels, 384, (3, 3), strides=2, padding="VALID", rngs=rngs)
+        self.branch3x3dbl_1 = ConvNormRelu(channels, 64, (1, 1), rngs=rngs)
+        self.branch3x3dbl_2 = ConvNormRelu(64, 96, (3, 3), rngs=rngs)
+        self.branch3x3dbl_3 = ConvNormRelu(96, 96, (3, 3), strides=2, padding="VALID", rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return _join(
+            self.branch3x3(x),
+            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
+            _halve(x),
+        )
+
+
+class BlockC(nnx.Module):
+    """17×17: 1×1, a 7×7 in two strokes, two of them in four, pool."""
+
+    def __init__(self, channels: int, inner: int, *, rngs: nnx.Rngs) -> None:
+        row, column = (1, 7), (7, 1)
+        self.branch1x1 = ConvNormRelu(channels, 192, (1, 1), rngs=rngs)
+        self.branch7x7_1 = ConvNormRelu(channels, inner, (1, 1), rngs=rngs)
+        self.branch7x7_2 = ConvNormRelu(inner, inner, row, rngs=rngs)
+        self.branch7x7_3 = ConvNormRelu(inner, 192, column, rngs=rngs)
+        self.branch7x7dbl_1 = ConvNormRelu(channels, inner, (1, 1), rngs=rngs)
+        self.branch7x7dbl_2 = ConvNormRelu(inner, inner, column, rngs=rngs)
+        self.branch7x7dbl_3 = ConvNormRelu(inner, inner, row, rngs=rngs)
+        self.branch7x7dbl_4 = ConvNormRelu(inner, inner, column, rngs=rngs)
+        self.branch7x7dbl_5 = ConvNormRelu(inner, 192, row, rngs=rngs)
+        self.branch_pool = ConvNormRelu(channels, 192, (1, 1), rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        return _join(
+            self.branch1x1(x),
+            self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
+            self.branch7x7dbl_5(self.branch7x7dbl_4(double)),
+            self.branch_pool(_average_pool(x)),
+        )
+
+
+class BlockD(nnx.Module):
+    """17×17 → 8×8."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.branch3x3_1 = ConvNormRelu(channels, 192, (1, 1), rngs=rngs)
+        self.branch3x3_2 = ConvNormRelu(192, 320, (3, 3), strides=2, padding="VALID", rngs=rngs)
+        self.branch7x7x3_1 = ConvNormRelu(channels, 192, (1, 1), rngs=rngs)
+        self.branch7x7x3_2 = ConvNormRelu(192, 192, (1, 7), rngs=rngs)
+        self.branch7x7x3_3 = ConvNormRelu(192, 192, (7, 1), rngs=rngs)
+        self.branch7x7x3_4 = ConvNormRelu(192, 192, (3, 3), strides=2, padding="VALID", rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        wide = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
+        return _join(self.branch3x3_2(self.branch3x3_1(x)), self.branch7x7x3_4(wide), _halve(x))
+
+
+class BlockE(nnx.Module):
+    """8×8: 1×1, two forked 3×3, and the pool that is given."""
+
+    def __init__(self, channels: int, pool, *, rngs: nnx.Rngs) -> None:
+        row, column = (1, 3), (3, 1)
+        self.pool = pool
+        self.branch1x1 = ConvNormRelu(channels, 320, (1, 1), rngs=rngs)
+        self.branch3x3_1 = ConvNormRelu(channels, 384, (1, 1), rngs=rngs)
+        self.branch3x3_2a = ConvNormRelu(384, 384, row, rngs=rngs)
+        self.branch3x3_2b = ConvNormRelu(384, 384, column, rngs=rngs)
+        self.branch3x3dbl_1 = ConvNormRelu(channels, 448, (1, 1), rngs=rngs)
+        self.branch3x3dbl_2 = ConvNormRelu(448, 384, (3, 3), rngs=rngs)
+        self.branch3x3dbl_3a = ConvNormRelu(384, 384, row, rngs=rngs)
+        self.branch3x3dbl_3b = ConvNormRelu(384, 384, column, rngs=rngs)
+        self.branch_pool = ConvNormRelu(channels, 192, (1, 1), rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        single = self.branch3x3_1(x)
+        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        return _join(
+            self.branch1x1(x),
+            self.branch3x3_2a(single),
+            self.branch3x3_2b(single),
+            self.branch3x3dbl_3a(double),
+            self.branch3x3dbl_3b(double),
+            self.branch_pool(self.pool(x)),
+        )
+
+
+def _join(*branches: Array) -> Array:
+    return jnp.concatenate(branches, axis=-1)
+
+
+def _halve(x: Array) -> Array:
+    return nnx.max_pool(x, (3, 3), strides=(2, 2))
+
+
+def _average_pool(x: Array) -> Array:
+    return nnx.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
+
+
+def _max_pool(x: Array) -> Array:
+    return nnx.max_pool(x, (3, 3), strides=(1, 1), padding="SAME")

