@@ -8,7 +8,7 @@ authors) where the first paper used soft matting, and J = (I − A)/max(t, t₀)
 
 import numpy as np
 
-from difflid_jax.restoration.guided_filter import guided_filter
+from difflid_jax.data.guided_filter import guided_filter
 
 PATCH = 15
 OMEGA = 0.95

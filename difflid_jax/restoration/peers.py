@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from difflid_jax.restoration.guided_filter import guided_filter, luma
+from difflid_jax.data.guided_filter import guided_filter, luma
 
 _GUIDE_RADIUS, _GUIDE_EPSILON = 50, 1e-3
 # Where the filtered map is zero or less the authors' code divides by it; we divide by this.

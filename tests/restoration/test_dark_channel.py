@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from difflid_jax.restoration.dark_channel import atmospheric_light, dark_channel, dark_channel_prior
-from difflid_jax.restoration.guided_filter import box_mean, guided_filter
+from difflid_jax.data.guided_filter import box_mean, guided_filter
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,77 @@
+"""Haze by the atmospheric scattering model, as RESIDE makes it (Koschmieder; Li et al. 2018, Sec. III).
+
+    I(x) = J(x)·t(x) + A·(1 − t(x)),    t(x) = exp(−β·d(x) / max d)
+
+J is the clean picture, A the airlight, d the depth, t the transmission. With the depth of the whole NYU
+picture this reproduces RESIDE's own files.
+"""
+
+import numpy as np
+
+from difflid_jax.data.guided_filter import guided_filter
+
+
+def transmission(depth: np.ndarray, beta: float) -> np.ndarray:
+    """t = exp(−β·d / max d), float32 in (0,1], of a depth map (H,W) in any unit.
+
+    Raises ValueError for a depth that is negative, not finite or zero everywhere, and for β < 0.
+    """
+    depth = np.asarray(depth, np.float32)
+    farthest = depth.max(initial=0.0)
+    if not np.isfinite(depth).all() or depth.min(initial=0.0) < 0 or farthest <= 0:
+        raise ValueError("depth: expected finite values ≥ 0 that are not all 0 (fill holes first)")
+    if beta < 0:
+        raise ValueError(f"beta: expected 0 or more, found {beta}")
+    return np.exp(np.float32(-beta / farthest) * depth)
+
+
+def add_haze(clean: np.ndarray, depth: np.ndarray, beta: float, airlight: float | np.ndarray) -> np.ndarray:
+    """The hazy picture I, float32 (H,W,3) in [0,1].
+
+    clean (H,W,3) float in [0,1]; depth (H,W) of the same size, of the whole picture that is hazed;
+    airlight a number or one per channel, in [0,1].
+    Raises ValueError where the sizes differ, and as `transmission`.
+    """
+    clean = np.asarray(clean, np.float32)
+    if clean.shape[:2] != np.shape(depth):
+        raise ValueError(f"expected a depth map of the picture's {clean.shape[:2]}, found {np.shape(depth)}")
+    t = transmission(depth, beta)[..., None]
+    return clean * t + np.asarray(airlight, np.float32) * (1 - t)
+
+
+def plausible_depth(image: np.ndarray, seed: int) -> np.ndarray:
+    """A depth map for a photograph that has none: float32 (H,W) in (0,1], the farthest point at 1.
+
+    A ground plane that recedes from the bottom to a horizon, then smooth hills at random, both drawn from
+    `seed` and fitted to the edges of `image` (H,W,3 uint8 or float in [0,1]) by a guided filter, so that the
+    depth breaks where objects do. It is plausible, not true: good for training and for demonstrations.
+    """
+    rng = np.random.default_rng(seed)
+    guide = np.asarray(image, np.float64) / (255 if np.asarray(image).dtype == np.uint8 else 1)
+    rows, columns = guide.shape[:2]
+    horizon = rng.uniform(0.15, 0.5)
+    y = np.linspace(0, 1, rows)[:, None]
+    below = np.clip((y - horizon) / (1 - horizon), 0, 1)
+    plane = 1 / (1 + rng.uniform(3, 9) * below) * np.ones((1, columns))
+    hills = _smooth_noise(rng, rows, columns)
+    depth = plane * (1 + 0.5 * hills)
+    radius = max(2, min(rows, columns) // 12)
+    depth = guided_filter(guide, depth, radius, 1e-3)
+    # Bright, pale regions high in the picture are most often the sky: put them far away.
+    pale = guide.min(-1) * np.clip((horizon + 0.2 - y) / 0.2, 0, 1)
+    depth = depth + 0.4 * guided_filter(guide, pale, radius, 1e-3)
+    depth = np.maximum(depth, 0.03 * depth.max())
+    return (depth / depth.max()).astype(np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Smooth noise (H,W) in about [-1,1]: a 5×5 grid of random values, cosine-interpolated."""
+    grid = rng.uniform(-1, 1, (5, 5))
+    for axis, size in ((0, rows), (1, columns)):
+        at = np.linspace(0, 4, size)
+        low = np.minimum(at.astype(int), 3)
+        weight = (1 - np.cos(np.pi * (at - low))) / 2
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        weight = weight.reshape(shape)
+        grid = np.take(grid, low, axis) * (1 - weight) + np.take(grid, low + 1, axis) * weight
+    return grid

@@ -1,0 +1,61 @@
+"""The scattering model, and the depth given to photographs that have none."""
+
+import numpy as np
+import pytest
+
+from difflid_jax.data.haze import add_haze, plausible_depth, transmission
+from difflid_jax.data.photographs import SPLITS, photographs
+
+
+def test_haze_is_the_scattering_model():
+    clean = np.random.default_rng(0).random((3, 4, 3), np.float32)
+    depth = np.arange(12.0).reshape(3, 4)
+    hazy = add_haze(clean, depth, 1.2, 0.8)
+    t = np.exp(-1.2 * depth / 11)[..., None]
+    np.testing.assert_allclose(hazy, clean * t + 0.8 * (1 - t), rtol=1e-5)
+    np.testing.assert_allclose(hazy[0, 0], clean[0, 0])  # at depth 0 nothing is lost
+
+
+def test_airlight_may_have_a_colour():
+    hazy = add_haze(np.zeros((2, 2, 3)), np.ones((2, 2)), 1.0, np.array([0.7, 0.8, 0.9]))
+    np.testing.assert_allclose(hazy[0, 0] / (1 - np.exp(-1)), [0.7, 0.8, 0.9], rtol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [np.zeros((2, 2)), np.full((2, 2), np.nan), -np.ones((2, 2))])
+def test_a_depth_map_with_holes_is_refused(depth):
+    with pytest.raises(ValueError, match="fill holes first"):
+        transmission(depth, 1.0)
+
+
+def test_a_depth_map_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"found \(3, 2\)"):
+        add_haze(np.zeros((2, 2, 3)), np.ones((3, 2)), 1.0, 1.0)
+
+
+def test_plausible_depth_recedes_follows_edges_and_is_seeded():
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[:, 80:] = 200
+    depth = plausible_depth(image, 7)
+    assert depth.shape == (120, 160) and depth.dtype == np.float32
+    assert depth.min() > 0 and depth.max() == 1
+    assert depth[:30].mean() > depth[-30:].mean()
+    steps = np.abs(np.diff(depth, axis=1)).mean(0)
+    assert steps[79] > 2 * np.median(steps)
+    np.testing.assert_array_equal(depth, plausible_depth(image, 7))
+    assert not np.array_equal(depth, plausible_depth(image, 8))
+
+
+def test_photographs_are_there_and_disjoint():
+    assert not {file for _, file in SPLITS["train"]} & {file for _, file in SPLITS["test"]}
+    pictures = photographs("test")
+    assert [name for name, _, _ in pictures] == ["motorcycle", "china"]
+    for _, clean, depth in pictures:
+        assert clean.dtype == np.uint8 and clean.shape == (*depth.shape, 3)
+        assert np.isfinite(depth).all() and depth.min() > 0
+    metres = pictures[0][2]
+    assert 1.5 < metres.min() < metres.max() < 6.5
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="found 'validation'"):
+        photographs("validation")
