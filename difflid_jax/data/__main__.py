@@ -15,9 +15,9 @@ from pathlib import Path
 from absl import flags
 
 from difflid_jax.data.images import contact_sheet, write_png
-from difflid_jax.data.layouts import LAYOUTS, find_folders, layout_of
+from difflid_jax.data.layouts import LAYOUTS
 from difflid_jax.data.leakage import find_leaks
-from difflid_jax.data.pairs import Pair, Report, find_pairs, load_pair
+from difflid_jax.data.pairs import Pair, Report, find_parts, load_pair
 from difflid_jax.program import run
 
 _DATASET = flags.DEFINE_enum("dataset", "folders", list(LAYOUTS), "What the folder holds.")
@@ -27,40 +27,12 @@ _TEST_DATASET = flags.DEFINE_enum(
     "test_dataset", "", ["", *LAYOUTS], "What --test holds; empty: SOTS indoor for ITS, else the same set."
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Read headers and file ends only instead of decoding pictures.")
+_TFDS = flags.DEFINE_string("tfds", "", "Also write the set, if it is whole, as a TFDS data set under here.")
 _FULL = flags.DEFINE_bool("full", False, "List every case instead of the first five of each kind.")
 _SHEET = flags.DEFINE_string("sheet", "", "Where the sheet goes (default: pairs_DATASET.png; off: nowhere).")
 _SHEET_PAIRS = flags.DEFINE_integer(
     "sheet_pairs", 8, "Pairs on the sheet, evenly over the set.", lower_bound=1
 )
-
-
-def check_parts(root: str, dataset: str, split: str, thorough: bool) -> list[tuple[list[Pair], Report]]:
-    """The pairs and report of one part, or of every part that lies under `root`.
-
-    Raises: as `find_pairs`, when there is no part at all.
-    """
-    layout = layout_of(dataset)
-    if split or not layout.splits or (not layout.numbers and _is_one_part(root, dataset)):
-        return [find_pairs(root, dataset, split or None, thorough=thorough)]
-    parts, refusals = [], []
-    for part in layout.splits:
-        try:
-            parts.append(find_pairs(root, dataset, part, thorough=thorough))
-        except ValueError as error:
-            refusals.append(error)
-    if not parts:
-        raise refusals[0]
-    return [(pairs, report) for pairs, report in parts if pairs] or parts
-
-
-def _is_one_part(root: str, dataset: str) -> bool:
-    if not Path(root).is_dir():
-        return True  # a list or “hazyDir|cleanDir”
-    try:
-        find_folders(Path(root), dataset, None)
-    except ValueError:
-        return False
-    return True
 
 
 def sheet_of(parts: list[tuple[list[Pair], Report]], count: int):
@@ -83,11 +55,11 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 2:
         raise ValueError(f"expected one ROOT, found {len(argv) - 1} (quote “hazyDir|cleanDir”)")
     thorough = not _QUICK.value
-    parts = check_parts(argv[1], _DATASET.value, _SPLIT.value, thorough)
+    parts = find_parts(argv[1], _DATASET.value, _SPLIT.value or None, thorough=thorough)
     if _TEST.value:
         dataset = _TEST_DATASET.value or ("sots_indoor" if _DATASET.value == "its" else _DATASET.value)
         parts = [part for part in parts if part[1].split != "test"] or parts
-        tests = check_parts(_TEST.value, dataset, "", thorough)
+        tests = find_parts(_TEST.value, dataset, thorough=thorough)
         tests = [part for part in tests if part[1].split != "train"] or tests
         leaks = [leak for pairs, _ in parts for test, _ in tests for leak in find_leaks(pairs, test)]
         parts += tests

@@ -60,6 +60,7 @@ class Layout:
     numbers: Mapping[str, range] = field(default_factory=dict)
     name: re.Pattern[str] | None = None
     levels: bool = False
+    only_split: str = "train"  # what a set without splits of its own is, for TFDS
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -88,6 +89,7 @@ LAYOUTS: Mapping[str, Layout] = {
         (BEFORE_UNDERSCORE, SAME_NAME),
         hints=("indoor", "nyuhaze500", "test"),
         counts={None: 500},
+        only_split="test",
         name=re.compile(r"(?P<scene>\d+)_(?P<level>\d+)"),
         levels=True,
     ),
@@ -96,6 +98,7 @@ LAYOUTS: Mapping[str, Layout] = {
         (BEFORE_UNDERSCORE, SAME_NAME),
         hints=("outdoor",),
         counts={None: 500},
+        only_split="test",
         name=re.compile(r"(?P<scene>\d+)_(?P<airlight>[01](?:\.\d+)?)_(?P<beta>\d+(?:\.\d+)?)"),
     ),
     "dense_haze": Layout(

@@ -29,7 +29,7 @@ from difflid_jax.data.layouts import (
 )
 from difflid_jax.data.report import Report, check_or_raise
 
-__all__ = ["Pair", "Report", "check_or_raise", "find_pairs", "load_pair"]
+__all__ = ["Pair", "Report", "check_or_raise", "find_pairs", "find_parts", "load_clean", "load_pair"]
 
 SMALLEST_SIDE = 11  # SSIM's window
 _OLD_ITS = "the older ITS “v0” has 110,000 hazy pictures and another protocol: get the standard ITS (13,990)"
@@ -100,6 +100,37 @@ def find_pairs(
     _check_set(pairs, layout, report)
     report.pair_count = len(pairs)
     return pairs, report
+
+
+def find_parts(
+    root: str | os.PathLike, dataset: str, split: str | None = None, *, thorough: bool = False
+) -> list[tuple[list[Pair], Report]]:
+    """`find_pairs` for one split, or without one for every part of the set that lies under `root`.
+
+    Raises: as `find_pairs`, when there is no part at all.
+    """
+    layout = layout_of(dataset)
+    if split or not layout.splits or (not layout.numbers and _is_one_part(root, dataset)):
+        return [find_pairs(root, dataset, split, thorough=thorough)]
+    parts, refusals = [], []
+    for part in layout.splits:
+        try:
+            parts.append(find_pairs(root, dataset, part, thorough=thorough))
+        except ValueError as error:
+            refusals.append(error)
+    if not parts:
+        raise refusals[0]
+    return [(pairs, report) for pairs, report in parts if pairs] or parts
+
+
+def _is_one_part(root: str | os.PathLike, dataset: str) -> bool:
+    if not Path(root).is_dir():
+        return True  # a list or “hazyDir|cleanDir”
+    try:
+        find_folders(Path(root), dataset, None)
+    except ValueError:
+        return False
+    return True
 
 
 # Pairing by name.

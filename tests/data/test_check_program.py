@@ -89,3 +89,10 @@ def test_refusals_are_one_line_and_status_2(lol, tmp_path, arguments, words):
     assert result.returncode == 2
     assert words in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_whole_set_can_be_written_for_tfds(lol, tmp_path):
+    result = check(lol, "--dataset=lol_v1", "--sheet=off", "--tfds=built", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "TFDS data set: built/dehazing_pairs/lol_v1/1.0.0" in result.stdout
+    assert (tmp_path / "built" / "dehazing_pairs" / "lol_v1" / "1.0.0" / "dataset_info.json").is_file()
