@@ -19,8 +19,10 @@ import grain.python as grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from PIL import Image
 
+from difflid_jax.data.haze import scatter
 from difflid_jax.data.sources import DataSet
 
 _THREADS = 2  # per process or worker; each makes whole batches
@@ -123,15 +125,16 @@ def _make_hazy(
     clean: np.ndarray, depth: np.ndarray, spec: HazeSpec, rng: np.random.Generator, *, plain: bool = False
 ) -> dict[str, np.ndarray]:
     """clean uint8 (H,W,3) and depth uint16 (H,W) → a hazy and a clean picture of 8 bits."""
-    beta, airlight = rng.uniform(*spec.beta), np.full(3, rng.uniform(*spec.airlight), np.float32)
+    beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
     if spec.tint and not plain:
-        airlight = np.minimum(airlight * rng.uniform(1 - spec.tint, 1 + spec.tint, 3), 1).astype(np.float32)
+        tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
+        airlight = np.minimum(airlight * tint, 1).astype(np.float32)
     if spec.gamma != (1.0, 1.0) and not plain:
         gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
         clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma))[clean]
-    from difflid_jax.data.haze import add_haze
-
-    hazy = add_haze(clean * np.float32(1 / 255), depth * np.float32(1 / 65535), beta, airlight)
+    # Not `add_haze`: the depth of a window is a part of its picture's, whose farthest point has 65535.
+    t = np.exp(np.float32(-beta / 65535) * depth)
+    hazy = scatter(clean * np.float32(1 / 255), t, airlight)
     if spec.noise and not plain:
         hazy = hazy + rng.standard_normal(hazy.shape, np.float32) * np.float32(rng.uniform(0, spec.noise))
     hazy = _rounded(hazy)
@@ -261,6 +264,8 @@ class Batches:
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
         dataset = part.to_iter_dataset(options)
         if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain's workers read their own; a program's are parsed by now
+                flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
             dataset = dataset.mp_prefetch(options)
         self._iterator = iter(dataset)
@@ -326,7 +331,7 @@ class Evaluation:
 
 def signed(images: jax.Array) -> jax.Array:
     """uint8 of 0…255 → float32 of [-1,1], for use inside a compiled step."""
-    return images.astype(jnp.float32) * (2 / 255) - 1
+    return (2 * images.astype(jnp.float32) - 255) / 255  # in this order 255 gives 1, compiled or not
 
 
 def _check_fits(data: DataSet, size: int) -> None:

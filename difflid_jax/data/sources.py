@@ -21,8 +21,10 @@ import numpy as np
 from difflid_jax.data import rgbd
 from difflid_jax.data.cache import DecodedCache, Item, Undecoded, fingerprint, open_cache
 from difflid_jax.data.files import File, find_files
+from difflid_jax.data.haze import plausible_depth
 from difflid_jax.data.images import EXTENSIONS
 from difflid_jax.data.pairs import Report, check_or_raise, find_pairs
+from difflid_jax.data.photographs import photographs
 
 SOURCES = ("folders", "tfds", "photographs", "rgbd", "images")
 
@@ -134,8 +136,6 @@ class PlausibleDepth:
         return self.picture.shape()[:2]
 
     def load(self) -> np.ndarray:
-        from difflid_jax.data.haze import plausible_depth
-
         seed = zlib.crc32(self.picture.name.encode())
         return rgbd.normalized(plausible_depth(self.picture.load(), seed))
 
@@ -270,8 +270,6 @@ def _alone(roots: str) -> tuple:
 def _carried(split: str) -> tuple:
     items: list[Item] = []
     names = []
-    from difflid_jax.data.photographs import photographs
-
     for name, clean, depth in photographs(split):
         names.append(name)
         items += InMemory(name, clean), InMemory(f"depth of {name}", rgbd.normalized(depth))

@@ -1,0 +1,326 @@
+"""Batches depend on the seed and their number alone; partners agree; nothing is seen twice or left out."""
+
+import json
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from difflid_jax.data.cache import Undecoded
+from difflid_jax.data.pipeline import Batches, CropSpec, Evaluation, HazeSpec, signed
+from difflid_jax.data.sources import DataSet, InMemory
+
+SIZES = [(24, 33), (40, 26), (31, 31), (25, 60), (50, 50), (24, 24), (27, 41)]
+CROP = CropSpec(size=16)
+
+
+def _coordinates(i):
+    """A picture whose pixels say where they are: (row, column, picture)."""
+    rows, columns = np.indices(SIZES[i])
+    return np.stack([rows, columns, np.full_like(rows, 10 * i)], -1).astype(np.uint8)
+
+
+def _data(kind, count=7):
+    pictures = [InMemory(f"clean {i}", _coordinates(i)) for i in range(count)]
+    if kind == "pairs":
+        partners = [InMemory(f"hazy {i}", 255 - _coordinates(i)) for i in range(count)]
+        elements = [(count + i, i) for i in range(count)]
+    else:
+        ramps = [np.indices(SIZES[i])[0] / (SIZES[i][0] - 1) for i in range(count)]
+        partners = [
+            InMemory(f"depth {i}", np.rint(ramp * 65535).astype(np.uint16)) for i, ramp in enumerate(ramps)
+        ]
+        elements = [(i, count + i) if kind == "depth" else (i,) for i in range(count)]
+    store = Undecoded(pictures + partners, progress=False)
+    names = tuple(str(i) for i in range(count))
+    return DataSet(kind, store, np.asarray(elements), names, f"fingerprint of {kind} {count}")
+
+
+def _take(batches, n):
+    taken = [next(batches) for _ in range(n)]
+    batches.close()
+    return taken
+
+
+def _equal(a, b):
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_array_equal(left[name], right[name])
+
+
+def _pictures(batch):
+    """Which picture every crop of a batch is from."""
+    return (batch["clean"][:, 0, 0, 2] // 10).tolist()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "depth"])
+def test_batches_are_uint8_crops_of_partners_at_the_same_place(kind):
+    seen = set()
+    for batch in _take(Batches(_data(kind), CROP, 8), 5):
+        for hazy, clean in zip(batch["hazy"], batch["clean"], strict=True):
+            assert hazy.shape == clean.shape == (16, 16, 3) and hazy.dtype == clean.dtype == np.uint8
+            picture = clean[0, 0, 2] // 10
+            flipped = clean[0, 0, 1] > clean[0, 1, 1]
+            unflipped = clean[:, ::-1] if flipped else clean
+            top, left = unflipped[0, 0, :2]
+            np.testing.assert_array_equal(unflipped, _coordinates(picture)[top : top + 16, left : left + 16])
+            seen.add((picture, bool(flipped)))
+            if kind == "pairs":
+                np.testing.assert_array_equal(hazy, 255 - clean)
+    assert {flipped for _, flipped in seen} == {False, True}
+
+
+def test_no_flips_when_they_are_off():
+    for batch in _take(Batches(_data("pairs"), CropSpec(16, flip=False), 8), 5):
+        assert (batch["clean"][:, 0, 0, 1] < batch["clean"][:, 0, 1, 1]).all()
+
+
+def test_crops_reach_every_place():
+    corners = set()
+    for batch in _take(Batches(_data("pairs", 1), CropSpec(20), 16), 20):
+        corners |= {(crop[:, :, 0].min(), crop[:, :, 1].min()) for crop in batch["clean"]}
+    rows, columns = zip(*corners, strict=True)
+    assert set(rows) == set(range(24 - 20 + 1)) and set(columns) == set(range(33 - 20 + 1))
+
+
+@pytest.mark.parametrize("size", [3, 7, 10])
+def test_every_picture_once_an_epoch_in_a_new_order(size):
+    order = [
+        picture for batch in _take(Batches(_data("pairs"), CROP, size), 7 * 4) for picture in _pictures(batch)
+    ]
+    epochs = [order[i : i + 7] for i in range(0, len(order) - 6, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_another_seed_another_order_and_other_crops():
+    first, second = (_take(Batches(_data("pairs"), CROP, 7, seed=seed), 3) for seed in (0, 1))
+    assert [_pictures(b) for b in first] != [_pictures(b) for b in second]
+    _equal(first, _take(Batches(_data("pairs"), CROP, 7, seed=0), 3))
+
+
+def test_augmentation_depends_on_seed_element_and_epoch_alone():
+    """The crops of an epoch do not depend on the batches they come in."""
+
+    def crops(size, n):
+        taken = [clean for batch in _take(Batches(_data("depth"), CROP, size), n) for clean in batch["hazy"]]
+        return Counter(crop.tobytes() for crop in taken[:7]), Counter(crop.tobytes() for crop in taken[7:14])
+
+    assert crops(7, 2) == crops(2, 7) == crops(14, 1)
+    first, second = crops(7, 2)
+    assert first != second
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_each_batch(count):
+    data = _data("depth")
+    whole = _take(Batches(data, CROP, 8), 6)
+    parts = [_take(Batches(data, CROP, 8, process_index=i, process_count=count), 6) for i in range(count)]
+    together = [
+        {name: np.concatenate([b[name] for b in batch]) for name in batch[0]}
+        for batch in zip(*parts, strict=True)
+    ]
+    _equal(whole, together)
+
+
+def test_worker_processes_change_nothing():
+    data = _data("depth")
+    state = {"next_batch": 3, "data": data.fingerprint}
+    with_workers = Batches(data, CROP, 4, workers=2)
+    with_workers.set_state(state)
+    _equal(_take(with_workers, 5), _take(Batches(data, CROP, 4), 8)[3:])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_goes_on_bit_for_bit(taken, sharded):
+    data = _data("depth")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if sharded else None
+    undisturbed = _take(Batches(data, CROP, 4), 10)
+    stopped = Batches(data, CROP, 4, sharding=sharding)
+    for _ in range(taken):
+        next(stopped)
+    state = json.loads(json.dumps(stopped.get_state()))
+    stopped.close()
+    resumed = Batches(data, CROP, 4, sharding=sharding)
+    resumed.set_state(state)
+    rest = _take(resumed, 10 - taken)
+    _equal(rest, undisturbed[taken:])
+    assert all(isinstance(b["hazy"], jax.Array) == sharded for b in rest)
+
+
+def test_a_state_can_be_set_in_the_middle_and_on_other_processes():
+    data = _data("pairs")
+    whole = _take(Batches(data, CROP, 4), 6)
+    batches = Batches(data, CROP, 4)
+    next(batches)
+    state = batches.get_state()
+    for _ in range(3):
+        next(batches)
+    batches.set_state(state)
+    _equal(_take(batches, 5), whole[1:])
+    second = Batches(data, CROP, 4, process_index=1, process_count=2)
+    second.set_state(state)
+    _equal(_take(second, 5), [{name: array[2:] for name, array in batch.items()} for batch in whole[1:]])
+
+
+def test_the_state_of_another_data_set_is_refused():
+    state = Batches(_data("pairs", 6), CROP, 4).get_state()
+    with pytest.raises(ValueError, match="data set is not the one of the checkpoint"):
+        Batches(_data("pairs"), CROP, 4).set_state(state)
+
+
+def test_batches_go_to_the_devices_of_the_sharding():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    (batch,) = _take(Batches(_data("pairs"), CROP, 4, sharding=sharding), 1)
+    assert batch["hazy"].sharding == sharding and batch["hazy"].shape == (4, 16, 16, 3)
+
+
+def test_pictures_alone():
+    (batch,) = _take(Batches(_data("images"), CROP, 5), 1)
+    assert batch.keys() == {"image"} and batch["image"].shape == (5, 16, 16, 3)
+
+
+def test_scaled_crops_show_more_of_the_picture():
+    extents = set()
+    for batch in _take(Batches(_data("pairs", 5), CropSpec(16, flip=False, scale=(0.5, 1.0)), 8), 8):
+        assert batch["clean"].shape == (8, 16, 16, 3)
+        np.testing.assert_allclose(batch["hazy"], 255.0 - batch["clean"], atol=1)
+        extents |= {int(crop[-1, 8, 0]) - int(crop[0, 8, 0]) for crop in batch["clean"]}
+    # Half the scale sees 31 of a picture's rows or all there are; full scale sees 15 steps.
+    assert min(extents) <= 16 and 22 <= max(extents) <= 32
+
+
+def test_haze_is_the_scattering_model_over_the_depth_of_the_whole_picture():
+    data, spec = _data("depth"), HazeSpec(airlight=(0.8, 0.8), beta=(1.2, 1.2))
+    for batch in _take(Batches(data, CropSpec(16, flip=False), 8, haze=spec), 3):
+        for hazy, clean in zip(batch["hazy"], batch["clean"], strict=True):
+            height = SIZES[clean[0, 0, 2] // 10][0]
+            t = np.exp(-1.2 * clean[:, :, :1] / (height - 1))  # the last row is the farthest
+            expected = clean * t + 0.8 * 255 * (1 - t)
+            assert np.abs(hazy - expected).max() <= 0.51  # rounded once, to 8 bits
+
+
+def test_airlight_and_beta_are_drawn_anew_for_every_crop():
+    """Where the depth is 1 the picture is J·e^(−β) + A(1−e^(−β)): two pixels of one crop give A and β."""
+    columns = np.indices((16, 16))[1]
+    clean = np.where((columns < 8)[..., None], [0, 0, 0], [255, 255, 255]).astype(np.uint8)
+    items = [InMemory("clean", clean), InMemory("depth", np.full((16, 16), 65535, np.uint16))]
+    data = DataSet("depth", Undecoded(items, progress=False), np.array([[0, 1]]), ("a",), "")
+    drawn = []
+    for batch in _take(Batches(data, CropSpec(16, flip=False), 50, haze=HazeSpec()), 8):
+        black, white = batch["hazy"][:, 0, 0, 0] / 255, batch["hazy"][:, 0, 15, 0] / 255
+        t = white - black
+        drawn += zip(black / (1 - t), -np.log(t), strict=True)
+    airlight, beta = np.array(drawn).T
+    for values, low, high in ((airlight, 0.7, 1.0), (beta, 0.6, 1.8)):
+        tolerance = 0.05 * (high - low)
+        assert low - tolerance < values.min() < low + tolerance
+        assert high - tolerance < values.max() < high + tolerance
+        assert abs(values.mean() - (low + high) / 2) < tolerance
+    assert abs(np.corrcoef(airlight, beta)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("change", "touches_clean"),
+    [
+        ({"tint": 0.1}, False),
+        ({"noise": 0.05}, False),
+        ({"jpeg": (30, 40)}, False),
+        ({"gamma": (0.7, 1.4)}, True),
+    ],
+)
+def test_broader_haze_changes_training_pictures_and_never_evaluation(change, touches_clean):
+    data, plain, broad = _data("depth"), HazeSpec(), HazeSpec(**change)
+    crops = [_take(Batches(data, CROP, 16, haze=spec), 1)[0] for spec in (plain, broad)]
+    assert (crops[0]["hazy"] != crops[1]["hazy"]).any()
+    assert (crops[0]["clean"] != crops[1]["clean"]).any() == touches_clean
+    difference = crops[0]["hazy"].astype(float) - crops[1]["hazy"]
+    assert 0.2 < np.sqrt(np.mean(difference**2)) < 40
+    _equal(list(Evaluation(data, plain)), list(Evaluation(data, broad)))
+
+
+def test_tint_colours_the_airlight():
+    depth = [
+        InMemory("clean", np.zeros((16, 16, 3), np.uint8)),
+        InMemory("d", np.full((16, 16), 65535, np.uint16)),
+    ]
+    data = DataSet("depth", Undecoded(depth, progress=False), np.array([[0, 1]]), ("a",), "")
+    spec = HazeSpec(airlight=(0.8, 0.8), beta=(9, 9), tint=0.1)
+    (batch,) = _take(Batches(data, CROP, 64, haze=spec), 1)
+    colours = batch["hazy"][:, 0, 0] / 255
+    assert 0.71 < colours.min() < 0.74 and 0.86 < colours.max() < 0.89
+    assert (np.ptp(colours, axis=1) > 0.01).mean() > 0.9
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_evaluation_gives_every_picture_once_over_processes(count):
+    data = _data("depth")
+    whole = list(Evaluation(data))
+    parts = [Evaluation(data, process_index=i, process_count=count) for i in range(count)]
+    assert sum(len(part) for part in parts) == parts[0].total == 7
+    found = sorted((picture for part in parts for picture in part), key=lambda picture: picture["index"])
+    _equal(found, whole)
+    assert [picture["name"] for picture in whole] == [str(i) for i in range(7)]
+    for i, picture in enumerate(whole):
+        np.testing.assert_array_equal(picture["clean"], _coordinates(i))
+        assert picture["hazy"].shape == (*SIZES[i], 3)
+    _equal([Evaluation(data)[4]], [whole[4]])
+
+
+def test_evaluation_of_pairs_and_its_limit():
+    pictures = list(Evaluation(_data("pairs"), limit=3))
+    assert [picture["index"] for picture in pictures] == [0, 1, 2]
+    for picture in pictures:
+        np.testing.assert_array_equal(picture["hazy"], 255 - picture["clean"])
+    assert Evaluation(_data("pairs"), limit=99).total == 7
+    with pytest.raises(ValueError, match="cannot be scored"):
+        Evaluation(_data("images"))
+
+
+def test_evaluation_haze_follows_its_seed():
+    data = _data("depth")
+    a, b = (np.concatenate([p["hazy"].ravel() for p in Evaluation(data, HazeSpec(seed=s))]) for s in (0, 1))
+    assert (a != b).any()
+
+
+def test_the_whole_picture_may_be_the_crop_but_not_less():
+    _take(Batches(_data("pairs"), CropSpec(24), 4), 1)
+    with pytest.raises(
+        ValueError, match=r"crop of 25×25 is larger than 2 of 7 pictures, first 0 \(height 24, width 33\)"
+    ):
+        Batches(_data("pairs"), CropSpec(25), 4)
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, 1), (3, 2), (2, 4)])
+def test_a_batch_must_divide_over_the_processes(size, count):
+    with pytest.raises(ValueError, match=f"batch of {size} must .* {count} processes"):
+        Batches(_data("pairs"), CROP, size, process_count=count)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HazeSpec(airlight=(0.9, 0.8)), "haze.airlight"),
+        (lambda: HazeSpec(airlight=(0.9, 1.1)), "haze.airlight"),
+        (lambda: HazeSpec(beta=(1.0,)), "haze.beta"),
+        (lambda: HazeSpec(gamma=(0.0, 1.0)), "haze.gamma"),
+        (lambda: HazeSpec(noise=-0.1), "haze.noise"),
+        (lambda: HazeSpec(jpeg=(90, 101)), "haze.jpeg"),
+        (lambda: CropSpec(size=0), "crop"),
+        (lambda: CropSpec(scale=(0.0, 1.0)), "scale"),
+    ],
+)
+def test_bad_specs_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_signed():
+    values = jax.jit(signed)(np.arange(256, dtype=np.uint8))
+    assert values.dtype == np.float32 and values[0] == -1 and values[255] == 1
+    np.testing.assert_allclose(np.asarray(values), np.arange(256) / 127.5 - 1, atol=1e-7)
