@@ -1,0 +1,33 @@
+"""The features of the authors' PyTorch release, which are not the h-space of the paper.
+
+Reference: HSpaceExtractor in models/net.py of aaaasan111/difflid. It takes the *output* of the diffusion
+U-Net (6 channels at the picture's own size), hands it ᾱ_t in place of the timestep t, adds noise at t₁ = 0
+too (ᾱ_0 = 0.9999) and draws new noise for each map and each call; here `key` says which.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from difflid_jax.diffusion.schedule import Schedule
+from difflid_jax.diffusion.unet import UNet
+
+
+def release_features(
+    unet: UNet, schedule: Schedule, x: jax.Array, key: jax.Array, times: tuple[int, int] = (0, 500)
+) -> tuple[jax.Array, jax.Array]:
+    """(h_content, h_haze), each (B,H,W,out_channels), of pictures x (B,H,W,3) in [-1,1]; pure, to be jitted.
+
+    H and W are multiples of the U-Net's stride; `unet` holds its decoder (part="all"). Picture i of the batch
+    gets noise of its own, whatever the batch around it. Gradients do not flow back.
+    """
+    batch = len(x)
+
+    def noise(t):
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, t), i))(jnp.arange(batch))
+        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
+
+    x = x.astype(jnp.float32)
+    noisy = [schedule.sample_noisy(x, jnp.full(batch, t), noise(t)) for t in times]
+    alpha_bars = jnp.repeat(jnp.asarray(schedule.alphas_cumprod[list(times)], jnp.float32), batch)
+    maps = jax.lax.stop_gradient(unet(jnp.concatenate(noisy), alpha_bars))
+    return maps[:batch], maps[batch:]

@@ -1,0 +1,263 @@
+"""The network of the authors' PyTorch release, which is not the paper's: converts and runs its checkpoints.
+
+Reference: DiffLI2D, CIM and HAE in models/net.py of aaaasan111/difflid (754,633 parameters). It differs from
+the paper (network/difflid.py) in that
+
+- its two feature maps are the diffusion U-Net's output, 6 channels at the picture's own size (features of
+  kind "release"), so that CIM attends from every position to every pixel;
+- CIM normalises the inputs of query, key and value with BatchNorm;
+- HAE max-pools the map to F's size and predicts γ and β with 3×3 convolutions;
+- all levels have the same width; average pooling goes down, 2×2 transposed convolutions go up.
+
+The attention is computed in blocks with a running softmax: its memory does not grow with the picture. The
+release's nearest ×2 up-sampling in HAE followed by a 1×1 convolution of stride 2 is a plain 1×1 convolution.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+LEVELS = 4
+QUERIES_AT_ONCE = 512
+KEYS_AT_ONCE = 2048
+
+Gates = tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseSpec:
+    """Architecture: the channels of every level, of the feature maps, and CIM's heads."""
+
+    width: int = 64
+    feature_channels: int = 6
+    heads: int = 4
+
+    def __post_init__(self):
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"the release's width {self.width} must be a multiple of its heads {self.heads}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields; `network` tells them from the paper's network."""
+        return {"network": "release", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "ReleaseSpec":
+        """The inverse of `to_dict`. Raises ValueError that names unknown fields."""
+        fields = {name: value for name, value in fields.items() if name != "network"}
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"architecture of the authors' release: unknown fields {unknown}")
+        return cls(**fields)
+
+
+class ReleasedDiffLI2D(nnx.Module):
+    """hazy (B,H,W,3) in [-1,1], h_content and h_haze (B,H',W',C') → (restored (B,H,W,3), {"gates": …}).
+
+    H and W are multiples of 8. The release has H' = H and W' = W; smaller maps (a large picture's features
+    at a working size) are brought to the picture's size bilinearly where HAE needs them so.
+
+    `gates`: the seven channel gates (B,1,1,C) to use instead of those pooled from this input. `window`: the
+    part (top, left, bottom, right), in [0,1], of the feature maps' picture that `hazy` is (tiles).
+    `train`: BatchNorm by the statistics of the batch, which the running ones then follow (with the biased
+    variance, where PyTorch takes the unbiased one: a relative difference of 1/(B·H·W)).
+    """
+
+    def __init__(self, spec: ReleaseSpec, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.spec = spec
+        width, made = spec.width, {"dtype": dtype, "rngs": rngs}
+        self.stem = nnx.Conv(3, width, (3, 3), padding=1, **made)
+        self.down_blocks = nnx.List([Block(spec, **made) for _ in range(LEVELS - 1)])
+        self.bottom_block = Block(spec, **made)
+        self.up = nnx.List([DoubleSize(width, **made) for _ in range(LEVELS - 1)])
+        self.merge = nnx.List([nnx.Conv(2 * width, width, (1, 1), **made) for _ in range(LEVELS - 1)])
+        self.up_blocks = nnx.List([Block(spec, **made) for _ in range(LEVELS - 1)])
+        self.head = nnx.Conv(width, 3, (3, 3), padding=1, **made)
+
+    def __call__(
+        self,
+        hazy: jax.Array,
+        h_content: jax.Array,
+        h_haze: jax.Array,
+        *,
+        gates: Sequence[jax.Array] | None = None,
+        window: tuple | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, dict[str, Gates]]:
+        rows, columns = hazy.shape[1:3]
+        if rows % 8 or columns % 8:
+            raise ValueError(f"the network needs sides that are multiples of 8, found {rows}×{columns}")
+        h_haze = _to_size(h_haze, rows, columns, window)
+        given, used = iter(gates or (None,) * (2 * LEVELS - 1)), []
+
+        def through(block, x):
+            x, gate = block(x, h_content, h_haze, gate=next(given), train=train)
+            used.append(gate)
+            return x
+
+        x, skips = self.stem(hazy), []
+        for block in self.down_blocks:
+            x = through(block, x)
+            skips.append(x)
+            x = nnx.avg_pool(x, (2, 2), (2, 2))
+        x = through(self.bottom_block, x)
+        for up, merge, block in zip(self.up, self.merge, self.up_blocks, strict=True):
+            x = jnp.concatenate([up(x), skips.pop()], axis=-1)
+            x = through(block, merge(x))
+        return hazy + self.head(x), {"gates": tuple(used)}
+
+
+class Block(nnx.Module):
+    """CIM, then HAE."""
+
+    def __init__(self, spec: ReleaseSpec, *, dtype, rngs: nnx.Rngs):
+        self.cim = CIM(spec, dtype=dtype, rngs=rngs)
+        self.hae = HAE(spec, dtype=dtype, rngs=rngs)
+
+    def __call__(self, f, h_content, h_haze, *, gate, train):
+        return self.hae(self.cim(f, h_content, train=train), h_haze, gate=gate)
+
+
+class CIM(nnx.Module):
+    """f (B,H,W,C) + W_O · softmax(Q Kᵀ/√d) V with Q from f and K, V from h (B,H',W',C'), each normalised."""
+
+    def __init__(self, spec: ReleaseSpec, *, dtype, rngs: nnx.Rngs):
+        made = {"dtype": dtype, "rngs": rngs}
+
+        def pointwise(inputs):
+            return nnx.Conv(inputs, spec.width, (1, 1), **made)
+
+        def norm():
+            # Two passes over the batch for its variance: E[x²] − E[x]² loses digits in float32.
+            return nnx.BatchNorm(spec.width, momentum=0.9, epsilon=1e-5, use_fast_variance=False, **made)
+
+        self.heads = spec.heads
+        self.align = pointwise(spec.feature_channels)
+        self.norm_q, self.norm_k, self.norm_v = norm(), norm(), norm()
+        self.to_q, self.to_k, self.to_v = (pointwise(spec.width) for _ in range(3))
+        self.to_out = pointwise(spec.width)
+
+    def __call__(self, f: jax.Array, h: jax.Array, *, train: bool) -> jax.Array:
+        h = self.align(h)
+
+        def projected(norm, to, x):
+            x = to(norm(x, use_running_average=not train))
+            return x.reshape(x.shape[0], -1, self.heads, x.shape[-1] // self.heads)
+
+        attended = attend(
+            projected(self.norm_q, self.to_q, f),
+            projected(self.norm_k, self.to_k, h),
+            projected(self.norm_v, self.to_v, h),
+        )
+        return f + self.to_out(attended.reshape(f.shape))
+
+
+class HAE(nnx.Module):
+    """γ ⊙ f + β from h max-pooled to f's size, then the channel gate of Eq. 8: returns (output, gate)."""
+
+    def __init__(self, spec: ReleaseSpec, *, dtype, rngs: nnx.Rngs):
+        made, inputs, width = {"dtype": dtype, "rngs": rngs}, spec.feature_channels, spec.width
+
+        def predictor():
+            return nnx.Conv(inputs, width, (1, 1), **made), nnx.Conv(width, width, (3, 3), padding=1, **made)
+
+        self.smooth = nnx.Conv(inputs, inputs, (3, 3), padding=1, **made)
+        self.gamma_in, self.gamma_out = predictor()
+        self.beta_in, self.beta_out = predictor()
+        self.gate = nnx.Linear(width, width, **made)
+
+    def __call__(self, f: jax.Array, h: jax.Array, *, gate: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        while h.shape[1] > f.shape[1]:
+            h = nnx.max_pool(h, (2, 2), (2, 2))
+        h = self.smooth(h)
+        modulated = self.gamma_out(self.gamma_in(h)) * f + self.beta_out(self.beta_in(h))
+        if gate is None:
+            pooled = jnp.mean(modulated.astype(jnp.float32), axis=(1, 2), keepdims=True)
+            gate = nnx.sigmoid(self.gate(pooled))
+        return modulated * gate + f, gate
+
+
+class DoubleSize(nnx.Module):
+    """Transposed 2×2 convolution of stride 2: every position becomes four, (B,H,W,C) → (B,2H,2W,C)."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.spread = nnx.LinearGeneral(width, (2, 2, width), use_bias=False, dtype=dtype, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, rows, columns, width = x.shape
+        x = self.spread(x).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(batch, 2 * rows, 2 * columns, width) + self.bias[...].astype(x.dtype)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    queries_at_once: int = QUERIES_AT_ONCE,
+    keys_at_once: int = KEYS_AT_ONCE,
+) -> jax.Array:
+    """softmax(Q Kᵀ/√d) V of q (B,N,heads,d), k and v (B,M,heads,d) → (B,N,heads,d), never an N×M map.
+
+    Blocks of keys pass by with a running maximum and sum (Rabe & Staats 2021, Dao et al. 2022), in float32;
+    gradients recompute them, so that memory is bounded in training too.
+    """
+    if q.shape[1] <= queries_at_once and k.shape[1] <= keys_at_once:
+        return jax.nn.dot_product_attention(q, k, v)
+    count = q.shape[1]
+    q = (q * q.shape[-1] ** -0.5).astype(jnp.float32)
+    queries = _blocks(q, queries_at_once)
+    keys = _blocks(k.astype(jnp.float32), keys_at_once)
+    values = _blocks(v.astype(jnp.float32), keys_at_once)
+    present = _blocks(jnp.ones((1, k.shape[1], 1, 1), bool), keys_at_once)[..., 0, 0]
+
+    @jax.checkpoint
+    def one_block(query):
+        def step(carry, block):
+            largest, total, weighted = carry
+            key, value, here = block
+            logits = jnp.einsum("bnhd,bmhd->bhnm", query, key)
+            logits = jnp.where(here[:, None, None], logits, -jnp.inf)
+            # The result does not depend on the maximum, which only keeps exp in range: no gradient.
+            larger = lax.stop_gradient(jnp.maximum(largest, logits.max(-1)))
+            weights = jnp.exp(logits - larger[..., None])
+            shrink = jnp.exp(largest - larger)
+            total = total * shrink + weights.sum(-1)
+            weighted = weighted * shrink[..., None] + jnp.einsum("bhnm,bmhd->bhnd", weights, value)
+            return (larger, total, weighted), None
+
+        batch, rows, heads, depth = query.shape
+        # Not −∞: exp(−∞ − (−∞)) is not a number. Every block holds a key that is present.
+        start = jnp.full((batch, heads, rows), -1e30), jnp.zeros((batch, heads, rows))
+        start = *start, jnp.zeros((batch, heads, rows, depth))
+        (_, total, weighted), _ = lax.scan(jax.checkpoint(step), start, (keys, values, present))
+        return (weighted / total[..., None]).transpose(0, 2, 1, 3)
+
+    out = lax.map(one_block, queries)
+    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
+    return out[:, :count].astype(v.dtype)
+
+
+def _blocks(x: jax.Array, size: int) -> jax.Array:
+    """(B,N,…) → (N/size,B,size,…), zeros after the end."""
+    size = min(size, x.shape[1])
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _to_size(h: jax.Array, rows: int, columns: int, window: tuple | None) -> jax.Array:
+    """The part `window` of h, sampled bilinearly at rows × columns positions."""
+    if window is None:
+        if h.shape[1:3] == (rows, columns):
+            return h
+        window = (0.0, 0.0, 1.0, 1.0)
+    start, end = jnp.array(window[:2], jnp.float32), jnp.array(window[2:], jnp.float32)
+    scale = jnp.array([rows, columns], jnp.float32) / ((end - start) * jnp.array(h.shape[1:3], jnp.float32))
+    translation = -start * jnp.array(h.shape[1:3], jnp.float32) * scale
+    shape = (h.shape[0], rows, columns, h.shape[3])
+    return jax.image.scale_and_translate(h, shape, (1, 2), scale, translation, "linear", antialias=False)
