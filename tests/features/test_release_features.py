@@ -7,7 +7,7 @@ from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.release import release_features
 
-SPEC = UNetSpec(16, 8, 1, (2,), (1, 2), num_head_channels=8)
+SPEC = UNetSpec(16, 32, 1, (), (1,), num_head_channels=16)
 
 
 class Recorder:
