@@ -15,6 +15,7 @@ converting them only matters for a machine without it.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,14 @@ from flax import nnx
 from difflid_jax.features.lpips_package import read_lpips_package
 from difflid_jax.features.resnet50 import ResNet50
 from difflid_jax.features.vgg16 import STAGES, VGG16
-from difflid_jax.metrics.inception import Inception
+from difflid_jax.metrics.inception import InceptionNetwork
 from difflid_jax.metrics.lpips import lpips_tensors
 from difflid_jax.program import Refused, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch
 
-NETWORKS = {"vgg16": VGG16, "resnet50": ResNet50, "inception": Inception}
+NETWORKS = {"vgg16": VGG16, "resnet50": ResNet50, "inception": InceptionNetwork}
 PACKAGED = ("vgg16", "lpips_alex", "lpips_vgg")
 
 
@@ -81,8 +82,12 @@ def convert(network: str, state: Mapping[str, np.ndarray], *, where: str) -> dic
         raise ValueError(
             f"{where}: expected a state dict (name → tensor) of {network}, found a {type(state).__name__}"
         )
-    module = nnx.eval_shape(lambda: NETWORKS[network](rngs=nnx.Rngs(0)))
-    return map_tensors(state, RULES[network], IGNORED[network], store.shapes_of(module), where=where)
+    return map_tensors(state, RULES[network], IGNORED[network], _shapes(network), where=where)
+
+
+@cache
+def _shapes(network: str) -> dict[str, tuple[int, ...]]:
+    return store.shapes_of(nnx.eval_shape(lambda: NETWORKS[network](rngs=nnx.Rngs(0))))
 
 
 def from_package(network: str) -> tuple[Path, dict[str, np.ndarray]]:

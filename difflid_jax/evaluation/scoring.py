@@ -115,7 +115,7 @@ class _Share:
     def __init__(self, restore, method, protocol, inception, warm_up, watch):
         self.restore, self.method, self.protocol = restore, method, protocol
         self.warm_up, self.watch = warm_up, watch
-        self.extract = inception and jax.jit(inception)
+        self.extract = inception
         empty = FeatureStatistics(0, np.zeros(CHANNELS), np.zeros((CHANNELS, CHANNELS)))
         self.features = [empty, empty]  # of the restored and the clean pictures
         self.rows: list[dict[str, Any]] = []

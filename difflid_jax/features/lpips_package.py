@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from difflid_jax.weights.torch_file import read_pickle_arrays
 
 # Our word for the net → (file, name of the trunk in it, number of its convolutions)

@@ -5,10 +5,14 @@ weights (`python -m convert_weights.perceptual`). The modules carry its names. A
 Inception the average pools leave the padding out of the mean, and the last block pools by the maximum.
 """
 
+import os
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from difflid_jax.weights import store
 
@@ -16,14 +20,44 @@ SIDE = 299
 CHANNELS = 2048
 
 
-def load_inception(folder: str) -> "Inception":
-    """The network with the weights of a folder of kind 'inception'."""
-    weights = store.read(folder, "inception")
-    network = nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0)))
+def load_inception(name_or_folder: str | os.PathLike) -> "Inception":
+    """The features with the weights of a folder of kind 'inception'.
+
+    Raises FileNotFoundError where there is none, ValueError where the weights do not fit.
+    """
+    weights = store.read(name_or_folder, "inception")
+    network = nnx.eval_shape(lambda: InceptionNetwork(rngs=nnx.Rngs(0)))
     store.fill(network, weights.tensors, where=str(weights.path))
-    return network
+    return Inception(network)
 
 
+class Inception:
+    """`features = inception(images)`: (B,H,W,3) floats in [0,1], of any size → (B,2048) float32.
+
+    Only the resizing is compiled for each picture size; the network for each B.
+    """
+
+    def __init__(self, network: "InceptionNetwork") -> None:
+        self._graph, self._state = nnx.split(network)
+
+    def __call__(self, images: ArrayLike) -> Array:
+        """Raises ValueError for arrays of another kind or shape."""
+        images = jnp.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"Inception takes RGB pictures (B, H, W, 3), floats in [0, 1]; "
+                f"found {images.dtype} of shape {images.shape}"
+            )
+        resized = resize_bilinear(images.astype(jnp.float32), SIDE, SIDE)
+        return _features(self._graph, self._state, 2.0 * resized - 1.0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(graph: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
+    return nnx.merge(graph, state)(images)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
 def resize_bilinear(images: Array, height: int, width: int) -> Array:
     """(B,H,W,C) → (B,height,width,C), as PyTorch's bilinear `interpolate` with align_corners=False.
 
@@ -33,8 +67,8 @@ def resize_bilinear(images: Array, height: int, width: int) -> Array:
     return jax.image.resize(images, shape, "bilinear", antialias=False)
 
 
-class Inception(nnx.Module):
-    """(B,H,W,3) floats in [0,1], of any size → features (B,2048) float32."""
+class InceptionNetwork(nnx.Module):
+    """The network itself: (B,299,299,3) in [-1,1] → (B,2048)."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.Conv2d_1a_3x3 = ConvNormRelu(3, 32, (3, 3), strides=2, padding="VALID", rngs=rngs)
@@ -54,8 +88,7 @@ class Inception(nnx.Module):
         self.Mixed_7b = BlockE(1280, _average_pool, rngs=rngs)
         self.Mixed_7c = BlockE(2048, _max_pool, rngs=rngs)
 
-    def __call__(self, images: Array) -> Array:
-        x = 2.0 * resize_bilinear(images.astype(jnp.float32), SIDE, SIDE) - 1.0
+    def __call__(self, x: Array) -> Array:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = _halve(x)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from convert_weights.perceptual import convert
-from difflid_jax.metrics.inception import CHANNELS, SIDE, Inception, load_inception, resize_bilinear
+from difflid_jax.metrics.inception import CHANNELS, SIDE, InceptionNetwork, load_inception, resize_bilinear
 from difflid_jax.weights import store
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -28,18 +27,20 @@ def torch_state(module: nnx.Module, draw, gain: float) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def state(named_draw) -> dict[str, np.ndarray]:
-    return torch_state(nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0))), named_draw, gain=0.9)
+    return torch_state(nnx.eval_shape(lambda: InceptionNetwork(rngs=nnx.Rngs(0))), named_draw, gain=0.9)
 
 
 def test_pool3_is_that_of_pytorch_fid(state, tmp_path):
     unused = {"fc.weight": np.zeros((1008, 2048)), "Conv2d_1a_3x3.bn.num_batches_tracked": np.zeros(())}
     store.save(tmp_path, "inception", convert("inception", {**state, **unused}, where="drawn"), {})
-    graph, weights = nnx.split(load_inception(tmp_path))
+    inception = load_inception(tmp_path)
     recorded = np.load(GOLDEN / "inception_named.npz")
     images = recorded["x"].transpose(0, 2, 3, 1)
-    found = jax.jit(lambda weights, images: nnx.merge(graph, weights)(images))(weights, images)
+    found = inception(images)
     assert found.shape == (1, CHANNELS)
     np.testing.assert_allclose(found, recorded["pool3"], atol=1e-6 * recorded["pool3"].max())
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\]; found uint8 of shape \(1, 9, 9, 3\)"):
+        inception(np.zeros((1, 9, 9, 3), np.uint8))
 
 
 def test_every_tensor_of_inception_must_be_there(state):
