@@ -92,7 +92,7 @@ def find_scenes(root: str | os.PathLike, ids: str = "", first_id: int = 1) -> li
     numbers = {stem: int(stem) + first_id for stem in rgb if stem.isdecimal()}
     stems = sorted(rgb, key=lambda stem: (numbers.get(stem, 10**9), stem))
     if ids:
-        wanted = _parse_ids(ids)
+        wanted = parse_ids(ids)
         if missing := sorted(wanted - set(numbers.values())):
             there = f"{min(numbers.values())}-{max(numbers.values())}" if numbers else "without numbers"
             raise ValueError(
@@ -151,7 +151,8 @@ def _by_stem(root: str | os.PathLike, folder: str) -> dict[str, File]:
     return by_stem
 
 
-def _parse_ids(ids: str) -> set[int]:
+def parse_ids(ids: str) -> set[int]:
+    """{1, …} of '1-1299' or '3+7+10-12'. Raises: ValueError for another form."""
     numbers: set[int] = set()
     for part in ids.split("+"):
         span = re.fullmatch(r"\s*(\d{1,7})\s*(?:-\s*(\d{1,7})\s*)?", part)
