@@ -76,15 +76,16 @@ def main(argv: Sequence[str]) -> int:
         if sheet is not None:
             print(f"Sheet: {write_png(Path(_SHEET.value or f'pairs_{_DATASET.value}.png'), sheet)}")
     whole = all(report.clean_bill for _, report in parts) and not leaks
+    if not whole:
+        print("Not whole: see above.")
+        return 1
+    if _TFDS.value:
+        from difflid_jax.data.builders import build  # takes a second to import
+
+        print(f"TFDS data set: {build(argv[1], _DATASET.value, _TFDS.value)}")
     warned = any(True for _, report in parts for _ in report.of("warning"))
-    print(
-        "Nothing is wrong."
-        if whole and not warned
-        else "Usable; see the warnings."
-        if whole
-        else "Not whole."
-    )
-    return 0 if whole else 1
+    print("Usable; see the warnings." if warned else "Nothing is wrong.")
+    return 0
 
 
 if __name__ == "__main__":
