@@ -9,9 +9,18 @@ dataclasses and plain values that the rooms take.
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from difflid_jax.data.layouts import LAYOUTS
+from difflid_jax.data.pipeline import CropSpec, HazeSpec
+from difflid_jax.features.h_space import HSpaceSpec
+from difflid_jax.metrics.protocols import PROTOCOLS
+from difflid_jax.network.difflid import PRESETS, NetworkSpec
+from difflid_jax.training.loop import LoopSpec
+from difflid_jax.training.optimizer import OptimizerSpec
 
 # Two values of such a field give the same trained weights: they may change when a run is resumed.
 # (The pictures themselves are compared apart: a run keeps a fingerprint of its data set.)
@@ -34,7 +43,8 @@ FREE_FIELDS = (
     "evaluation.batch_size",
 )
 
-DATASETS = ("its", "sots_indoor", "sots_outdoor", "dense_haze", "nh_haze", "lol_v1", "lol_v2_real", "folders")
+SOURCES = ("folders", "tfds", "photographs", "rgbd")
+FEATURES = ("h_space", "vgg16", "resnet50", "release")
 
 _VARIANTS = {
     "full": ("cim", "hae"),
@@ -52,7 +62,7 @@ def default() -> ConfigDict:
             # Weights of the frozen feature network: the name of shipped weights or a weights folder.
             "prior": "photos64",
             "data": {
-                "dataset": "its",  # or another of DATASETS
+                "dataset": "its",  # or another of data.layouts.LAYOUTS
                 "train": "",  # folder of the training pairs
                 "validation": "",  # folder scored during training, on which the best weights are chosen
                 "test": "",  # folder scored once, at the end
@@ -61,11 +71,20 @@ def default() -> ConfigDict:
                 "source": "folders",  # 'folders', 'tfds', 'photographs', 'rgbd' (haze made on the fly)
                 "crop": 128,
                 "flip": True,
-                "resize": False,  # shrink at random before cropping
+                "resize": False,  # shrink by up to a half, at random, before cropping
                 "batch_size": 40,  # over all devices and processes
                 "workers": 0,
                 "cache": "",  # folder of the decoded cache; '' is <workdir>/cache, 'off' is none
-                "haze": {"airlight": (0.7, 1.0), "beta": (0.6, 1.8), "seed": 0},
+                # Haze made on the fly; tint to jpeg never apply to evaluation (data.pipeline.HazeSpec).
+                "haze": {
+                    "airlight": (0.7, 1.0),
+                    "beta": (0.6, 1.8),
+                    "seed": 0,
+                    "tint": 0.0,
+                    "gamma": (1.0, 1.0),
+                    "noise": 0.0,
+                    "jpeg": (),
+                },
             },
             "features": {
                 "kind": "h_space",  # 'h_space', 'vgg16', 'resnet50', 'release'
@@ -146,35 +165,17 @@ def check(config: ConfigDict) -> None:
     def one_of(field: str, *choices: str) -> None:
         require(field, lambda value: value in choices, "one of " + ", ".join(repr(c) for c in choices))
 
-    one_of("data.dataset", *DATASETS)
-    one_of("data.validation_dataset", "", *DATASETS)
-    one_of("data.test_dataset", "", *DATASETS)
-    one_of("data.source", "folders", "tfds", "photographs", "rgbd")
-    require("data.crop", lambda n: n > 0 and n % 8 == 0, "a positive multiple of 8")
+    require("seed", lambda seed: 0 <= seed < 2**32, "within 0…2³²-1")
+    for field in ("dataset", "validation_dataset", "test_dataset"):
+        one_of(f"data.{field}", *LAYOUTS, *([] if field == "dataset" else [""]))
+    one_of("data.source", *SOURCES)
     require("data.batch_size", positive, "at least 1")
     require("data.workers", natural, "0 or more")
-    require("data.haze.airlight", lambda v: _is_range(v, 0, 1), "two numbers low <= high in [0, 1]")
-    require("data.haze.beta", lambda v: _is_range(v, 0, 100), "two numbers low <= high in [0, 100]")
-
-    one_of("features.kind", "h_space", "vgg16", "resnet50", "release")
+    one_of("features.kind", *FEATURES)
     require("features.layer", _is_layer, "'middle', 'encoder:i' or 'decoder:i'")
-    require(
-        "features.times",
-        lambda ts: len(ts) == 2 and all(type(t) is int and 0 <= t <= 999 for t in ts),
-        "two integers within 0…999",
-    )
-    require("features.downscale", positive, "at least 1")
     one_of("features.dtype", "auto", "float32", "bfloat16")
-
-    require(
-        "network.widths",
-        lambda ws: len(ws) == 4 and all(type(w) is int and w > 0 for w in ws),
-        "four positive integers",
-    )
-    require("network.heads", positive, "at least 1")
+    one_of("network.preset", "", *PRESETS)
     one_of("network.variant", "", *_VARIANTS)
-    one_of("network.content", "cim", "self_attention")
-    one_of("network.haze", "hae", "self_attention")
     one_of("network.dtype", "float32", "bfloat16")
 
     require("optimizer.learning_rate", positive, "positive")
@@ -195,8 +196,100 @@ def check(config: ConfigDict) -> None:
     require("training.evaluate_every", natural, "0 or more")
     require("training.profile_steps", _is_span, "'' or 'first:last' with 1 <= first <= last")
 
+    one_of("evaluation.protocol", *PROTOCOLS)
     require("evaluation.batch_size", positive, "at least 1")
+    one_of("evaluation.best", "psnr", "ssim", *(["lpips"] if config.evaluation.lpips else []))
     require("evaluation.limit", natural, "0 or more")
+
+    # The rest is checked by the dataclasses that the sections become; their errors name the field.
+    for prefix, make in (
+        ("config.data.", lambda: haze_spec(config)),
+        ("config.data.crop: ", lambda: crop_spec(config)),
+        ("config.", lambda: h_space_spec(config)),
+        ("config.", lambda: network_spec(config, 1)),
+    ):
+        try:
+            make()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{prefix}{error}") from error
+
+
+def haze_spec(config: ConfigDict) -> HazeSpec:
+    return HazeSpec(**config.data.haze.to_dict())
+
+
+def crop_spec(config: ConfigDict) -> CropSpec:
+    scale = (0.5, 1.0) if config.data.resize else (1.0, 1.0)
+    return CropSpec(size=config.data.crop, flip=config.data.flip, scale=scale)
+
+
+def h_space_spec(config: ConfigDict) -> HSpaceSpec:
+    section = config.features
+    return HSpaceSpec(
+        times=section.times,
+        layer=section.layer,
+        noise_at_zero=section.noise_at_zero,
+        downscale=section.downscale,
+    )
+
+
+def network_spec(config: ConfigDict, feature_channels: int) -> NetworkSpec:
+    """`network.variant` decides the modules of a block where it is given, `preset` the widths."""
+    section = config.network
+    content, haze = _VARIANTS.get(section.variant, (section.content, section.haze))
+    return NetworkSpec(
+        widths=PRESETS.get(section.preset, section.widths),
+        feature_channels=feature_channels,
+        heads=section.heads,
+        content=content,
+        haze=haze,
+    )
+
+
+def optimizer_spec(config: ConfigDict, number_of_elements: int) -> OptimizerSpec:
+    """Epochs become steps: ceil(N / batch size) each, as the paper's authors count them."""
+    section = config.optimizer
+    return OptimizerSpec(
+        steps=total_steps(config, number_of_elements),
+        halve_every=section.halve_every_epochs * steps_per_epoch(config, number_of_elements),
+        **{
+            name: section[name]
+            for name in (
+                "learning_rate", "b1", "b2", "schedule", "warmup_steps", "clip", "weight_decay", "ema"
+            )
+        },
+    )  # fmt: skip
+
+
+def loop_spec(config: ConfigDict, number_of_elements: int) -> LoopSpec:
+    section = config.training
+    return LoopSpec(
+        steps=total_steps(config, number_of_elements),
+        batch_size=config.data.batch_size,
+        minutes=section.minutes,
+        log_every=section.log_every,
+        evaluate_every=section.evaluate_every,
+        checkpoint_every=section.checkpoint_every,
+        max_bad_steps=section.max_bad_steps,
+        profile=profile_span(config),
+    )
+
+
+def steps_per_epoch(config: ConfigDict, number_of_elements: int) -> int:
+    return -(-number_of_elements // config.data.batch_size)
+
+
+def total_steps(config: ConfigDict, number_of_elements: int) -> int:
+    """The length of the whole schedule in steps."""
+    return config.training.steps or config.training.epochs * steps_per_epoch(config, number_of_elements)
+
+
+def profile_span(config: ConfigDict) -> tuple[int, int] | None:
+    """The first and last step to profile."""
+    if not config.training.profile_steps:
+        return None
+    first, last = config.training.profile_steps.split(":")
+    return int(first), int(last)
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -227,27 +320,23 @@ def to_json(config: ConfigDict | dict, indent: int | None = None) -> str:
     return json.dumps(values, sort_keys=True, indent=indent)
 
 
-def steps_per_epoch(config: ConfigDict, number_of_pairs: int) -> int:
-    """ceil(N / batch size), as the paper's authors count an epoch."""
-    return -(-number_of_pairs // config.data.batch_size)
+def check_same_run(config: ConfigDict, path: Path) -> None:
+    """Refuse to go on, with `config`, a run whose config was written to `path`.
 
-
-def total_steps(config: ConfigDict, number_of_pairs: int) -> int:
-    """The length of the whole schedule in steps."""
-    return config.training.steps or config.training.epochs * steps_per_epoch(config, number_of_pairs)
-
-
-def modules_of(config: ConfigDict) -> tuple[str, str]:
-    """(content module, haze module) of every block: `network.variant` decides where it is given."""
-    return _VARIANTS.get(config.network.variant, (config.network.content, config.network.haze))
-
-
-def profile_span(config: ConfigDict) -> tuple[int, int] | None:
-    """The first and last step to profile."""
-    if not config.training.profile_steps:
-        return None
-    first, last = config.training.profile_steps.split(":")
-    return int(first), int(last)
+    Raises ValueError that names every field that differs, but for those that may.
+    """
+    try:
+        differing = differences(config, path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read, so that the checkpoints beside it cannot be resumed; "
+            "choose another workdir"
+        ) from error
+    if differing:
+        raise ValueError(
+            f"--workdir: {path.parent} holds the run of another config: {'; '.join(differing)}. "
+            "Give the config of that run to resume it, or another workdir"
+        )
 
 
 def _check_fields(values: dict, reference: dict, prefix: str) -> None:
@@ -280,11 +369,6 @@ def _get(config: ConfigDict, field: str) -> Any:
     for name in field.split("."):
         config = config[name]
     return config
-
-
-def _is_range(value: tuple, low: float, high: float) -> bool:
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-    return len(value) == 2 and numbers and low <= value[0] <= value[1] <= high
 
 
 def _is_layer(layer: str) -> bool:

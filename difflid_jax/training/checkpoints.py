@@ -12,6 +12,7 @@ The latest `keep` checkpoints stay, and the one with the best validation score.
 import dataclasses
 import json
 import os
+import shutil
 import warnings
 import zlib
 from pathlib import Path
@@ -25,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 from difflid_jax.training import mesh as devices
 
 SEAL = "seal.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is still writing
 _STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it, after the seal
 
 
@@ -47,6 +49,9 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int, metric: str = "psnr", highest: bool = True):
         self.folder = Path(folder).absolute()
         if jax.process_index() == 0:
+            # Orbax would remove these in the background, while the next one is being written.
+            for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(unfinished)
             set_damaged_aside(self.folder)
         devices.wait_for_all("checkpoints proven")
         self._metric = metric
@@ -68,8 +73,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=goodness,
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                # A folder that cannot be made is an error at once, and not after minutes of waiting.
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._seal, create_directories_asynchronously=False
+                ),
             ),
         )
 
@@ -164,7 +171,7 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Write down length and checksum of the files of the checkpoint that is about to be renamed."""
-        (folder,) = self.folder.glob("*.orbax-checkpoint-tmp*")
+        (folder,) = self.folder.glob(f"*{_UNFINISHED}*")
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != _STAMPED]
         marks = {str(path.relative_to(folder)): _mark(path) for path in files}
         with (folder / SEAL).open("w") as file:

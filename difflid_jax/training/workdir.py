@@ -11,20 +11,17 @@ import tempfile
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
-from difflid_jax import config as schema
 from difflid_jax.training import mesh
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 
 
-def check(workdir: Path, config: ConfigDict, needed_bytes: int) -> None:
-    """Refuse a workdir that this run cannot have; nothing is left behind in it.
+def check(workdir: Path, needed_bytes: int) -> None:
+    """Refuse a workdir that cannot be written; nothing is left behind in it.
 
     Raises:
-        ValueError: it holds checkpoints of another config.
         OSError: it is no folder, cannot be written, or its disk has less than `needed_bytes` left.
     """
     existing = workdir
@@ -44,8 +41,6 @@ def check(workdir: Path, config: ConfigDict, needed_bytes: int) -> None:
             f"take up to {needed_bytes / 1e9:.2f} GB; make room, choose another workdir, or keep fewer "
             "(--config.training.keep)"
         )
-    if has_checkpoints(workdir):
-        _check_same(workdir, config)
 
 
 def has_checkpoints(workdir: Path) -> bool:
@@ -53,27 +48,11 @@ def has_checkpoints(workdir: Path) -> bool:
     return any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
 
 
-def create(workdir: Path, config: ConfigDict) -> None:
-    """Make the folder and write the config into it."""
+def create(workdir: Path, config: str) -> None:
+    """Make the folder and write the config, JSON, into it."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = workdir / f".{CONFIG}"
-        temporary.write_text(schema.to_json(config, indent=2) + "\n")
+        temporary.write_text(config + "\n")
         os.replace(temporary, workdir / CONFIG)
     mesh.wait_for_all("workdir made")
-
-
-def _check_same(workdir: Path, config: ConfigDict) -> None:
-    path = workdir / CONFIG
-    try:
-        differing = schema.differences(config, path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: cannot be read, so that the checkpoints beside it cannot be resumed; "
-            "choose another workdir"
-        ) from error
-    if differing:
-        raise ValueError(
-            f"--workdir: {workdir} holds the run of another config: {'; '.join(differing)}. "
-            "Give the config of that run to resume it, or another workdir"
-        )
