@@ -202,11 +202,13 @@ def open_data(
         )
     if source == "folders":
         items, elements, names, report = _paired(root, dataset, split, allow_missing, thorough, progress)
+    elif source == "tfds":
+        items, elements, names = _built(root, dataset, split)
     elif source == "photographs" and not root:
         items, elements, names = _carried(split or "train")
         cache = "off"  # in memory already
     elif source == "images":
-        items, elements, names = _alone(root)
+        items, elements, names = _alone(root, frame)
     else:
         items, elements, names = _with_depth(root, frame, plausible=source == "photographs")
     if not elements:
@@ -225,12 +227,18 @@ def _paired(
 ) -> tuple:
     found, report = find_pairs(root, dataset, split, thorough=thorough, progress=progress)
     check_or_raise(report, allow_missing=allow_missing)
-    positions: dict[Picture, int] = {}
-    elements = []
-    for pair in found:
-        pictures = Picture(File(pair.hazy)), Picture(File(pair.clean), pair.crop)
-        elements.append([positions.setdefault(picture, len(positions)) for picture in pictures])
-    return list(positions), elements, [pair.name for pair in found], report
+    items = [
+        item for pair in found for item in (Picture(File(pair.hazy)), Picture(File(pair.clean), pair.crop))
+    ]
+    return *_without_repeats(items, 2, [pair.name for pair in found]), report
+
+
+def _built(root: str, dataset: str, split: str | None) -> tuple:
+    from difflid_jax.data.builders import find_built  # TFDS takes a second to import
+
+    found = find_built(root, dataset, split)
+    items = [item for _, hazy, clean in found for item in (hazy, clean)]
+    return _without_repeats(items, 2, [name for name, _, _ in found])
 
 
 def _with_depth(roots: str, frame: rgbd.Frame, *, plausible: bool) -> tuple:
@@ -254,11 +262,12 @@ def _with_depth(roots: str, frame: rgbd.Frame, *, plausible: bool) -> tuple:
     return _without_repeats(items, 2, names)
 
 
-def _alone(roots: str) -> tuple:
+def _alone(roots: str, frame: rgbd.Frame) -> tuple:
     items: list[Item] = []
     for root, ids in _roots(roots):
         if rgbd.has_depth(root):
-            items += [Picture(scene.rgb) for scene in rgbd.find_scenes(root, ids)]
+            scenes = rgbd.find_scenes(root, ids, frame.first_id)
+            items += [Picture(scene.rgb, frame=frame) for scene in scenes]
         elif ids:
             Path(root).stat()
             raise ValueError(f"{root}: only pictures with depth in rgb/ and depth/ have ids to choose from")

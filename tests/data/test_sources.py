@@ -1,0 +1,173 @@
+"""Every source gives the same kind of data set, with and without a cache, and names what is wrong."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from difflid_jax.data.builders import build
+from difflid_jax.data.pairs import find_pairs, load_pair
+from difflid_jax.data.photographs import photographs
+from difflid_jax.data.pipeline import Batches, CropSpec, Evaluation
+from difflid_jax.data.rgbd import Frame
+from difflid_jax.data.sources import open_data
+
+FRAME = Frame(mirrored=True, crop=(1, 23, 2, 30))
+
+
+def _save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def _noise(seed, *shape):
+    return np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def sots(tmp_path):
+    """Two scenes of three haze levels, the clean pictures with SOTS's border of 10 px."""
+    for scene in (1400, 1401):
+        _save(tmp_path / "sots" / "gt" / f"{scene}.png", _noise(scene, 44, 52, 3))
+        for level in (1, 2, 3):
+            _save(tmp_path / "sots" / "hazy" / f"{scene}_{level}.png", _noise(scene + level, 24, 32, 3))
+    return tmp_path / "sots"
+
+
+@pytest.fixture
+def nyu(tmp_path):
+    for i in range(4):
+        _save(tmp_path / "nyu" / "rgb" / f"{i}.png", _noise(i, 24, 32, 3))
+        _save(tmp_path / "nyu" / "depth" / f"{i}.png", _noise(i + 50, 24, 32))
+    return tmp_path / "nyu"
+
+
+def _open(source, root, tmp_path, cached=True, **options):
+    return open_data(
+        source, str(root), cache=tmp_path / "cache" if cached else "off", progress=False, **options
+    )
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_folders_give_the_pairs_of_find_pairs(sots, tmp_path, cached):
+    data = _open("folders", sots, tmp_path, cached, dataset="sots_indoor")
+    pairs, _ = find_pairs(sots, "sots_indoor", progress=False)
+    assert data.kind == "pairs" and len(data) == 6 and len(data.store) == 8  # each clean picture once
+    assert data.names == tuple(pair.name for pair in pairs) and data.report.pair_count == 6
+    for pair, picture in zip(pairs, Evaluation(data), strict=True):
+        hazy, clean = load_pair(pair)
+        np.testing.assert_array_equal(picture["hazy"], hazy)
+        np.testing.assert_array_equal(picture["clean"], clean)
+
+
+def test_a_tfds_build_is_the_same_data_set(sots, tmp_path):
+    build(sots, "sots_indoor", tmp_path / "tfds")
+    built = _open("tfds", tmp_path / "tfds", tmp_path, dataset="sots_indoor")
+    folders = _open("folders", sots, tmp_path, dataset="sots_indoor")
+    assert built.names == folders.names and len(built.store) == 8
+    for a, b in zip(Evaluation(built), Evaluation(folders), strict=True):
+        np.testing.assert_array_equal(a["hazy"], b["hazy"])
+        np.testing.assert_array_equal(a["clean"], b["clean"])
+    first, second = (next(Batches(data, CropSpec(16), 4)) for data in (built, folders))
+    np.testing.assert_array_equal(first["hazy"], second["hazy"])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_rgbd_gives_framed_pictures_of_the_wanted_ids(nyu, tmp_path, cached):
+    data = _open("rgbd", f"{nyu}#2-3", tmp_path, cached, frame=FRAME)
+    assert data.kind == "depth" and data.names == ("2", "3")
+    for i, picture in enumerate(Evaluation(data)):
+        np.testing.assert_array_equal(picture["clean"], _noise(i + 1, 24, 32, 3)[:, ::-1][1:23, 2:30])
+        assert picture["hazy"].shape == (22, 28, 3)
+
+
+def test_roots_are_joined_and_one_named_twice_counts_twice_but_is_held_once(nyu, tmp_path):
+    data = _open("rgbd", f"{nyu}#1-2, {nyu}#4,{nyu}#1", tmp_path, frame=FRAME)
+    assert data.names == ("1", "2", "4", "1") and len(data.store) == 6
+    np.testing.assert_array_equal(data.elements[0], data.elements[3])
+
+
+def test_photographs_of_a_folder_get_plausible_depth(tmp_path):
+    for i in range(2):
+        _save(tmp_path / "photos" / f"{i}.png", _noise(i, 40, 50, 3))
+    data = _open("photographs", tmp_path / "photos", tmp_path)
+    again = _open("photographs", tmp_path / "photos", tmp_path, cached=False)
+    for a, b in zip(Evaluation(data), Evaluation(again), strict=True):
+        np.testing.assert_array_equal(a["hazy"], b["hazy"])
+        assert np.abs(a["hazy"].astype(int) - a["clean"]).mean() > 5
+    depth = data.store.read(data.elements[0, 1])
+    assert depth.dtype == np.uint16 and depth.shape == (40, 50) and depth.max() == 65535
+
+
+def test_photographs_and_measured_depth_mix(nyu, tmp_path):
+    _save(tmp_path / "photos" / "a.png", _noise(9, 40, 50, 3))
+    data = _open("photographs", f"{nyu}#1-3,{tmp_path / 'photos'}", tmp_path, frame=FRAME)
+    assert data.names == ("1", "2", "3", "a") and data.kind == "depth"
+
+
+def test_photographs_of_installed_packages(tmp_path):
+    train, test = (_open("photographs", "", tmp_path, split=split) for split in ("train", "test"))
+    assert not (tmp_path / "cache").exists() and set(train.names).isdisjoint(test.names)
+    for (name, clean, depth), picture in zip(photographs("test"), Evaluation(test), strict=True):
+        assert picture["name"] == name
+        np.testing.assert_array_equal(picture["clean"], clean)
+        assert picture["hazy"].shape == (*depth.shape, 3)
+    assert train.fingerprint != test.fingerprint
+
+
+def test_images_are_found_in_folders_and_sets_with_depth(nyu, tmp_path):
+    _save(tmp_path / "photos" / "deep" / "down" / "a.jpg", _noise(1, 30, 30, 3))
+    Image.fromarray(_noise(2, 28, 36)).save(tmp_path / "photos" / "grey.png")
+    (tmp_path / "photos" / "readme.txt").touch()
+    data = _open("images", f"{tmp_path / 'photos'},{nyu}#2-4", tmp_path, frame=FRAME)
+    assert data.kind == "images" and len(data) == 5
+    np.testing.assert_array_equal(data.store.read(4), _noise(3, 24, 32, 3)[:, ::-1][1:23, 2:30])
+    assert next(Batches(data, CropSpec(16), 4))["image"].shape == (4, 16, 16, 3)
+
+
+def test_the_fingerprint_does_not_depend_on_the_cache_or_the_place(nyu, tmp_path):
+    cached = _open("rgbd", nyu, tmp_path, frame=FRAME).fingerprint
+    assert cached == _open("rgbd", nyu, tmp_path, False, frame=FRAME).fingerprint
+    assert cached != _open("rgbd", nyu, tmp_path, frame=Frame(crop=FRAME.crop, mirrored=False)).fingerprint
+    moved = nyu.rename(tmp_path / "moved")
+    assert cached == _open("rgbd", moved, tmp_path, frame=FRAME).fingerprint
+
+
+def test_bad_roots_are_named(nyu, sots, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source, root, error, message in [
+        ("rgbd", tmp_path / "nothing", FileNotFoundError, "nothing"),
+        ("rgbd", sots, ValueError, "expected rgb/ and depth/"),
+        ("rgbd", f"{nyu}#9", ValueError, "1 of the 1 ids 9 are not there"),
+        ("photographs", f"{sots}#1-2", ValueError, "expected rgb/ and depth/"),
+        ("images", f"{sots}#1-2", ValueError, "only pictures with depth"),
+        ("images", tmp_path / "nothing", FileNotFoundError, "nothing"),
+        ("images", tmp_path / "empty", ValueError, "no pictures here"),
+        ("photographs", tmp_path / "empty", ValueError, "no pictures here"),
+        ("folders", "", ValueError, "needs the path"),
+        ("tfds", tmp_path / "empty", ValueError, "no TFDS build"),
+        ("disk", nyu, ValueError, "must be one of folders, tfds"),
+    ]:
+        with pytest.raises(error, match=message):
+            _open(source, root, tmp_path, dataset="sots_indoor")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_corrupt_picture_is_named_and_leaves_nothing(nyu, tmp_path):
+    file = nyu / "rgb" / "2.png"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"rgb/2\.png"):
+        _open("rgbd", nyu, tmp_path, frame=FRAME)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_depth_of_another_size_is_refused(nyu, tmp_path):
+    _save(nyu / "depth" / "3.png", _noise(1, 20, 32))
+    with pytest.raises(ValueError, match=r"rgb/3\.png is \(24, 32\).*depth/3\.png is \(20, 32\)"):
+        _open("rgbd", nyu, tmp_path, frame=Frame(crop=None))
+
+
+def test_an_incomplete_set_is_refused_unless_it_is_allowed(sots, tmp_path):
+    (sots / "hazy" / "1401_3.png").unlink()
+    with pytest.raises(ValueError, match="1401_3"):
+        _open("folders", sots, tmp_path, dataset="sots_indoor")
+    assert len(_open("folders", sots, tmp_path, dataset="sots_indoor", allow_missing=True)) == 5
