@@ -29,7 +29,9 @@ FREE_FIELDS = (
     "data.validation",
     "data.test",
     "data.validation_dataset",
+    "data.validation_source",
     "data.test_dataset",
+    "data.test_source",
     "data.workers",
     "data.cache",
     "training.minutes",
@@ -66,8 +68,11 @@ def default() -> ConfigDict:
                 "train": "",  # folder of the training pairs
                 "validation": "",  # folder scored during training, on which the best weights are chosen
                 "test": "",  # folder scored once, at the end
-                "validation_dataset": "",  # the layouts of these two; '': as `dataset`
+                # Of these two, where they differ from `dataset` and `source`.
+                "validation_dataset": "",
+                "validation_source": "",
                 "test_dataset": "",
+                "test_source": "",
                 "source": "folders",  # 'folders', 'tfds', 'photographs', 'rgbd' (haze made on the fly)
                 "crop": 128,
                 "flip": True,
@@ -168,7 +173,8 @@ def check(config: ConfigDict) -> None:
     require("seed", lambda seed: 0 <= seed < 2**32, "within 0…2³²-1")
     for field in ("dataset", "validation_dataset", "test_dataset"):
         one_of(f"data.{field}", *LAYOUTS, *([] if field == "dataset" else [""]))
-    one_of("data.source", *SOURCES)
+    for field in ("source", "validation_source", "test_source"):
+        one_of(f"data.{field}", *SOURCES, *([] if field == "source" else [""]))
     require("data.batch_size", positive, "at least 1")
     require("data.workers", natural, "0 or more")
     one_of("features.kind", *FEATURES)
@@ -297,6 +303,14 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(to_json(_bound(config.to_dict())).encode()).hexdigest()[:16]
 
 
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`; its fields are not checked yet. Raises ValueError where it is no config."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("expected a config as a JSON object")
+    return ConfigDict(_with_tuples(values))
+
+
 def differences(config: ConfigDict, before: str) -> list[str]:
     """'config.field is A, was B' for every field that the fingerprint covers and that differs.
 
@@ -379,6 +393,12 @@ def _is_layer(layer: str) -> bool:
 def _is_span(span: str) -> bool:
     first, _, last = span.partition(":")
     return span == "" or (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last))
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _bound(values: dict) -> dict:
