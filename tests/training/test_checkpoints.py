@@ -152,7 +152,8 @@ def test_the_saved_state_is_not_what_later_steps_make_of_its_buffers(tmp_path):
     checkpoints.close()
 
 
-# Orbax lets the error end its own thread as well as handing it on.
+# Orbax lets the error end its own threads as well as handing it on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_is_an_error_that_names_what_is_complete(two, tmp_path):
     folder = tmp_path / "checkpoints"

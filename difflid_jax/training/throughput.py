@@ -1,0 +1,38 @@
+"""How much work a step is, and what share of the devices' peak that makes."""
+
+import jax
+
+# Dense bfloat16 tensor throughput in FLOP/s, from the makers' data sheets, by the start of JAX's device name.
+_PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def flops(lowered: jax.stages.Lowered) -> float:
+    """Floating-point operations of one call, a multiply-add counted as two; 0 where XLA does not say.
+
+    Counted before optimisation, over all devices. The body of a loop (attention in chunks) counts once.
+    """
+    analysis = lowered.cost_analysis()
+    if isinstance(analysis, list):
+        analysis = analysis[0] if analysis else None
+    return float((analysis or {}).get("flops", 0.0))
+
+
+def peak() -> float:
+    """What all devices together could do in a second; 0 for devices that are not in the table."""
+    return sum(_peak_of(device.device_kind) for device in jax.devices())
+
+
+def _peak_of(kind: str) -> float:
+    return next((value for name, value in _PEAKS.items() if kind.startswith(name)), 0.0)
