@@ -105,9 +105,7 @@ class UNet(nnx.Module):
             )
 
         self.time_embed = nnx.List([blocks.linear(base, emb, **float32), blocks.linear(emb, emb, **float32)])
-        self.label_emb = None
-        if spec.num_classes is not None:
-            self.label_emb = nnx.Embed(spec.num_classes, emb, rngs=rngs)
+        self.label_emb = None if spec.num_classes is None else nnx.Embed(spec.num_classes, emb, rngs=rngs)
 
         channels = first = int(spec.channel_mult[0] * base)
         self.input_blocks = nnx.List([nnx.List([blocks.conv(spec.in_channels, channels, 3, **compute)])])
