@@ -9,138 +9,28 @@ Batches are uint8 NHWC: a quarter of float32's bytes to the device, and haze mad
 8 bits as the files of RESIDE are. `signed` brings them to the networks' [-1,1] inside the compiled step.
 """
 
-import io
-import math
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import grain.python as grain
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image
 
-from difflid_jax.data.haze import scatter
+from difflid_jax.data.augment import RESIDE, Augment, CropSpec, HazeSpec, check_seed, make_hazy
 from difflid_jax.data.sources import DataSet
 
 _THREADS = 2  # per process or worker; each makes whole batches
 _AHEAD = 4  # batches made ahead on the host
 _ON_DEVICE = 2  # batches sent ahead to the device
+_WORKER_PATIENCE = 5.0  # seconds between a SIGTERM and the end of a worker
 _AUGMENTATION = 0x6A09E667  # keeps the augmentation's random numbers apart from the shuffle's
-
-
-@dataclass(frozen=True)
-class HazeSpec:
-    """Haze made on the fly, I = J·t + A(1−t), t = exp(−β·d/max d); the defaults are RESIDE ITS.
-
-    airlight, beta: ranges of A and β, drawn evenly for every crop (for every picture in evaluation).
-    seed: of the haze of the evaluation pictures.
-    The rest is off by default and never applies to evaluation pictures:
-    tint: each channel of A is scaled by up to 1 ± tint (and held at 1).
-    gamma: range of an exponent on the clean picture before haze, drawn evenly in its logarithm.
-    noise: the largest standard deviation of Gaussian noise on the hazy picture, in [0,1] units.
-    jpeg: range of JPEG qualities for half of the hazy crops; () is none.
-    """
-
-    airlight: tuple[float, float] = (0.7, 1.0)
-    beta: tuple[float, float] = (0.6, 1.8)
-    seed: int = 0
-    tint: float = 0.0
-    gamma: tuple[float, float] = (1.0, 1.0)
-    noise: float = 0.0
-    jpeg: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        for name, low in (("airlight", 0.0), ("beta", 0.0), ("gamma", 1e-3)):
-            span = getattr(self, name)
-            if len(span) != 2 or not low <= span[0] <= span[1]:
-                raise ValueError(f"haze.{name} must be two numbers {low:g} <= low <= high, not {span!r}")
-        if self.airlight[1] > 1:
-            raise ValueError(f"haze.airlight must be within [0, 1], not {self.airlight!r}")
-        if not 0 <= self.tint < 1 or not 0 <= self.noise < 1:
-            raise ValueError(f"haze.tint and haze.noise must be in [0, 1), not {self.tint!r}, {self.noise!r}")
-        if self.jpeg and (len(self.jpeg) != 2 or not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100):
-            raise ValueError(
-                f"haze.jpeg must be () or two qualities 1 <= low <= high <= 100, not {self.jpeg!r}"
-            )
-
-
-@dataclass(frozen=True)
-class CropSpec:
-    """Random square crops.
-
-    size: of the crop. flip: mirror half of the crops.
-    scale: the picture is first resized by a factor drawn from this range, evenly in its logarithm (never so
-        small that the crop no longer fits); (1, 1) is off.
-    """
-
-    size: int = 128
-    flip: bool = True
-    scale: tuple[float, float] = (1.0, 1.0)
-
-    def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"the crop must be at least 1 pixel, not {self.size!r}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"the scale must be two numbers 0 < low <= high, not {self.scale!r}")
-
-
-@dataclass
-class _Augment:
-    """Element → crops, {'hazy', 'clean'} or {'image'}, uint8 (size,size,3)."""
-
-    data: DataSet
-    crop: CropSpec
-    haze: HazeSpec
-
-    def __call__(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        positions = self.data.elements[element]
-        window, flip = self._window(self.data.store.shape(positions[0]), rng)
-        arrays = [self._read(position, window, flip) for position in positions]
-        if self.data.kind == "images":
-            return {"image": arrays[0]}
-        if self.data.kind == "pairs":
-            return {"hazy": arrays[0], "clean": arrays[1]}
-        return _make_hazy(arrays[0], arrays[1], self.haze, rng)
-
-    def _window(self, shape: Sequence[int], rng: np.random.Generator) -> tuple[tuple[int, ...], bool]:
-        side, (low, high) = self.crop.size, self.crop.scale
-        if high != 1 or low != 1:
-            side = round(side / math.exp(rng.uniform(math.log(low), math.log(high))))
-            side = max(1, min(side, shape[0], shape[1]))
-        top = int(rng.integers(shape[0] - side + 1))
-        left = int(rng.integers(shape[1] - side + 1))
-        return (top, left, side, side), bool(rng.integers(2)) and self.crop.flip
-
-    def _read(self, position: int, window: tuple[int, ...], flip: bool) -> np.ndarray:
-        array = self.data.store.window(position, *window)
-        if window[2] != self.crop.size:
-            array = _resize(array, self.crop.size)
-        return _mirrored(array) if flip else array
-
-
-def _make_hazy(
-    clean: np.ndarray, depth: np.ndarray, spec: HazeSpec, rng: np.random.Generator, *, plain: bool = False
-) -> dict[str, np.ndarray]:
-    """clean uint8 (H,W,3) and depth uint16 (H,W) → a hazy and a clean picture of 8 bits."""
-    beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
-    if spec.tint and not plain:
-        tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
-        airlight = np.minimum(airlight * tint, 1).astype(np.float32)
-    if spec.gamma != (1.0, 1.0) and not plain:
-        gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
-        clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma))[clean]
-    # Not `add_haze`: the depth of a window is a part of its picture's, whose farthest point has 65535.
-    t = np.exp(np.float32(-beta / 65535) * depth)
-    hazy = scatter(clean * np.float32(1 / 255), t, airlight)
-    if spec.noise and not plain:
-        hazy = hazy + rng.standard_normal(hazy.shape, np.float32) * np.float32(rng.uniform(0, spec.noise))
-    hazy = _rounded(hazy)
-    if spec.jpeg and not plain and rng.integers(2):
-        hazy = _through_jpeg(hazy, int(rng.integers(spec.jpeg[0], spec.jpeg[1] + 1)))
-    return {"hazy": hazy, "clean": clean}
 
 
 class _Shuffled(grain.MapDataset):
@@ -190,7 +80,7 @@ class Batches:
         crop: CropSpec,
         batch_size: int,
         *,
-        haze: HazeSpec = HazeSpec(),
+        haze: HazeSpec = RESIDE,
         seed: int = 0,
         workers: int = 0,
         sharding: jax.sharding.Sharding | None = None,
@@ -207,9 +97,10 @@ class Batches:
                 f"the batch of {batch_size} must divide evenly over {process_count} processes; "
                 "change --config.data.batch_size"
             )
+        check_seed(seed)
         _check_fits(data, crop.size)
         chain = grain.MapDataset.range(len(data))
-        chain = chain.random_map(_Augment(data, crop, haze), seed=seed ^ _AUGMENTATION)
+        chain = chain.random_map(Augment(data, crop, haze), seed=seed ^ _AUGMENTATION)
         chain = _Shuffled(chain, seed).repeat()
         self._chain = chain.batch(batch_size // process_count, batch_fn=_stack)
         self._part, self._parts = process_index, process_count
@@ -234,6 +125,10 @@ class Batches:
             batch = self._ahead.popleft()
         self._next += 1
         return batch
+
+    def make(self, number: int) -> dict[str, np.ndarray]:
+        """This process's part of batch `number`, made at once by the calling thread; the iterator stays."""
+        return self._chain[number * self._parts + self._part]
 
     def get_state(self) -> dict[str, int | str]:
         """What `set_state` needs; plain values for JSON. What was made ahead does not count as taken."""
@@ -267,7 +162,7 @@ class Batches:
             if not flags.FLAGS.is_parsed():  # Grain's workers read their own; a program's are parsed by now
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, _prepare_worker)
         self._iterator = iter(dataset)
 
     def _send(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -287,7 +182,7 @@ class Evaluation:
     """
 
     data: DataSet
-    haze: HazeSpec = field(default_factory=HazeSpec)
+    haze: HazeSpec = RESIDE
     limit: int = 0
     process_index: int = 0
     process_count: int = 1
@@ -325,13 +220,27 @@ class Evaluation:
         if self.data.kind == "pairs":
             pair = {"hazy": first, "clean": second}
         else:
-            pair = _make_hazy(first, second, self.haze, rng, plain=True)
+            pair = make_hazy(first, second, self.haze, rng, plain=True)
         return {"name": self.data.names[element], "index": element} | pair
 
 
 def signed(images: jax.Array) -> jax.Array:
     """uint8 of 0…255 → float32 of [-1,1], for use inside a compiled step."""
     return (2 * images.astype(jnp.float32) - 255) / 255  # in this order 255 gives 1, compiled or not
+
+
+def _prepare_worker(index: int, count: int) -> None:
+    """A worker leaves signals to the program that started it, and ends with it however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A SIGTERM to the whole job must not take the batches away while the program saves; one from the
+    # program itself, at its exit, must not be ignored for ever.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_WORKER_PATIENCE, os._exit, (0,)).start())
+
+    def follow() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _check_fits(data: DataSet, size: int) -> None:
@@ -350,32 +259,3 @@ def _check_fits(data: DataSet, size: int) -> None:
 
 def _stack(elements: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
-
-
-def _mirrored(array: np.ndarray) -> np.ndarray:
-    """Left to right. Channel by channel: copying a reversed view moves single bytes, six times slower."""
-    if array.ndim == 2:
-        return array[:, ::-1]
-    out = np.empty(array.shape, array.dtype)
-    for channel in range(array.shape[2]):
-        out[..., channel] = array[:, ::-1, channel]
-    return out
-
-
-def _resize(array: np.ndarray, size: int) -> np.ndarray:
-    """A square window to size×size, anti-aliased; uint16 depth through float32."""
-    if array.ndim == 3:
-        return np.asarray(Image.fromarray(array).resize((size, size), Image.BICUBIC))
-    picture = Image.fromarray(array.astype(np.float32))
-    return np.asarray(picture.resize((size, size), Image.BILINEAR))
-
-
-def _rounded(image: np.ndarray) -> np.ndarray:
-    """[0,1] → uint8, clamped."""
-    return np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
-
-
-def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=quality)
-    return np.asarray(Image.open(stream).convert("RGB"))

@@ -1,0 +1,163 @@
+"""Crops from pictures: window, scale, flip, and haze made on the fly. Every draw comes from one generator."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from difflid_jax.data.haze import scatter
+from difflid_jax.data.sources import DataSet
+
+
+def check_seed(seed: int) -> None:
+    """Raises: ValueError for a seed that the generators do not take."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"a seed must be within 0 and 2^32 - 1, not {seed}")
+
+
+@dataclass(frozen=True)
+class HazeSpec:
+    """Haze made on the fly, I = J·t + A(1−t), t = exp(−β·d/max d); the defaults are RESIDE ITS.
+
+    airlight, beta: ranges of A and β, drawn evenly for every crop (for every picture in evaluation).
+    seed: of the haze of the evaluation pictures.
+    The rest is off by default and never applies to evaluation pictures:
+    tint: each channel of A is scaled by up to 1 ± tint (and held at 1).
+    gamma: range of an exponent on the clean picture before haze, drawn evenly in its logarithm.
+    noise: the largest standard deviation of Gaussian noise on the hazy picture, in [0,1] units.
+    jpeg: range of JPEG qualities for half of the hazy crops; () is none.
+    """
+
+    airlight: tuple[float, float] = (0.7, 1.0)
+    beta: tuple[float, float] = (0.6, 1.8)
+    seed: int = 0
+    tint: float = 0.0
+    gamma: tuple[float, float] = (1.0, 1.0)
+    noise: float = 0.0
+    jpeg: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name, low in (("airlight", 0.0), ("beta", 0.0), ("gamma", 1e-3)):
+            span = getattr(self, name)
+            if len(span) != 2 or not low <= span[0] <= span[1]:
+                raise ValueError(f"haze.{name} must be two numbers {low:g} <= low <= high, not {span!r}")
+        check_seed(self.seed)
+        if self.airlight[1] > 1:
+            raise ValueError(f"haze.airlight must be within [0, 1], not {self.airlight!r}")
+        if not 0 <= self.tint < 1 or not 0 <= self.noise < 1:
+            raise ValueError(f"haze.tint and haze.noise must be in [0, 1), not {self.tint!r}, {self.noise!r}")
+        if self.jpeg and (len(self.jpeg) != 2 or not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100):
+            raise ValueError(
+                f"haze.jpeg must be () or two qualities 1 <= low <= high <= 100, not {self.jpeg!r}"
+            )
+
+
+RESIDE = HazeSpec()
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """Random square crops.
+
+    size: of the crop. flip: mirror half of the crops.
+    scale: the picture is first resized by a factor drawn from this range, evenly in its logarithm (never so
+        small that the crop no longer fits); (1, 1) is off.
+    """
+
+    size: int = 128
+    flip: bool = True
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"the crop must be at least 1 pixel, not {self.size!r}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"the scale must be two numbers 0 < low <= high, not {self.scale!r}")
+
+
+@dataclass
+class Augment:
+    """Element → crops, {'hazy', 'clean'} or {'image'}, uint8 (size,size,3)."""
+
+    data: DataSet
+    crop: CropSpec
+    haze: HazeSpec
+
+    def __call__(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        positions = self.data.elements[element]
+        window, flip = self._window(self.data.store.shape(positions[0]), rng)
+        arrays = [self._read(position, window, flip) for position in positions]
+        if self.data.kind == "images":
+            return {"image": arrays[0]}
+        if self.data.kind == "pairs":
+            return {"hazy": arrays[0], "clean": arrays[1]}
+        return make_hazy(arrays[0], arrays[1], self.haze, rng)
+
+    def _window(self, shape: Sequence[int], rng: np.random.Generator) -> tuple[tuple[int, ...], bool]:
+        side, (low, high) = self.crop.size, self.crop.scale
+        if high != 1 or low != 1:
+            side = round(side / math.exp(rng.uniform(math.log(low), math.log(high))))
+            side = max(1, min(side, shape[0], shape[1]))
+        top = int(rng.integers(shape[0] - side + 1))
+        left = int(rng.integers(shape[1] - side + 1))
+        return (top, left, side, side), bool(rng.integers(2)) and self.crop.flip
+
+    def _read(self, position: int, window: tuple[int, ...], flip: bool) -> np.ndarray:
+        array = self.data.store.window(position, *window)
+        if window[2] != self.crop.size:
+            array = _resize(array, self.crop.size)
+        return _mirrored(array) if flip else array
+
+
+def make_hazy(
+    clean: np.ndarray, depth: np.ndarray, spec: HazeSpec, rng: np.random.Generator, *, plain: bool = False
+) -> dict[str, np.ndarray]:
+    """clean uint8 (H,W,3) and depth uint16 (H,W) → a hazy and a clean picture of 8 bits."""
+    beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
+    if spec.tint and not plain:
+        tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
+        airlight = np.minimum(airlight * tint, 1).astype(np.float32)
+    if spec.gamma != (1.0, 1.0) and not plain:
+        gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
+        clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma))[clean]
+    # Not `add_haze`: the depth of a window is a part of its picture's, whose farthest point has 65535.
+    t = np.exp(np.float32(-beta / 65535) * depth)
+    hazy = scatter(clean * np.float32(1 / 255), t, airlight)
+    if spec.noise and not plain:
+        hazy = hazy + rng.standard_normal(hazy.shape, np.float32) * np.float32(rng.uniform(0, spec.noise))
+    hazy = _rounded(hazy)
+    if spec.jpeg and not plain and rng.integers(2):
+        hazy = _through_jpeg(hazy, int(rng.integers(spec.jpeg[0], spec.jpeg[1] + 1)))
+    return {"hazy": hazy, "clean": clean}
+
+
+def _mirrored(array: np.ndarray) -> np.ndarray:
+    """Left to right. Channel by channel: copying a reversed view moves single bytes, six times slower."""
+    if array.ndim == 2:
+        return array[:, ::-1]
+    out = np.empty(array.shape, array.dtype)
+    for channel in range(array.shape[2]):
+        out[..., channel] = array[:, ::-1, channel]
+    return out
+
+
+def _resize(array: np.ndarray, size: int) -> np.ndarray:
+    """A square window to size×size, anti-aliased; uint16 depth through float32."""
+    if array.ndim == 3:
+        return np.asarray(Image.fromarray(array).resize((size, size), Image.BICUBIC))
+    picture = Image.fromarray(array.astype(np.float32))
+    return np.asarray(picture.resize((size, size), Image.BILINEAR))
+
+
+def _rounded(image: np.ndarray) -> np.ndarray:
+    """[0,1] → uint8, clamped."""
+    return np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=quality)
+    return np.asarray(Image.open(stream).convert("RGB"))
