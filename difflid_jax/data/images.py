@@ -32,7 +32,7 @@ _MAGIC = (
 # What Pillow raises for damaged files (Warning: where a program turns warnings into errors).
 DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError),
-    *(MemoryError, OverflowError, RuntimeError, Warning),
+    *(MemoryError, OverflowError, RuntimeError, Warning, Image.DecompressionBombError),
 )
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258

@@ -198,7 +198,8 @@ def natural_order(path: Path) -> list[tuple[int, int | str]]:
 
 
 def _folders_in(folder: Path) -> tuple[Path, Path] | None:
-    names = sorted(_subfolders(folder))
+    # By the folder that a link stands for: “gt” beside “GT” is often the same one.
+    names = {os.path.realpath(folder / name): name for name in sorted(_subfolders(folder))}.values()
     degraded = [name for name in names if name.lower() in DEGRADED_FOLDERS]
     clean = [name for name in names if name.lower() in CLEAN_FOLDERS]
     if len(degraded) > 1 or len(clean) > 1:

@@ -27,11 +27,12 @@ from difflid_jax.data.layouts import (
     list_pictures,
     split_flat,
 )
-from difflid_jax.data.report import Report, check_or_raise
+from difflid_jax.data.report import Report, check_or_raise, counted
 
 __all__ = ["Pair", "Report", "check_or_raise", "find_pairs", "find_parts", "load_clean", "load_pair"]
 
 SMALLEST_SIDE = 11  # SSIM's window
+_SURE_MARGIN = 20  # pixels of both sides together; RESIDE's, of 640×480 to 620×460
 _OLD_ITS = "the older ITS “v0” has 110,000 hazy pictures and another protocol: get the standard ITS (13,990)"
 
 S = TypeVar("S")
@@ -93,12 +94,16 @@ def find_pairs(
     root = os.fspath(root)
     report = Report(layout.title, dataset, split, root, ())
     if Path(root).suffix.lower() == ".txt":
-        candidates = _from_list(Path(root), report)
+        hazy, candidates = _from_list(Path(root), report)
     else:
-        candidates = _from_folders(root, layout, split, report)
+        hazy, candidates = _from_folders(root, layout, split, report)
+    _check_names(hazy, layout, report)
     pairs = _check_pictures(candidates, report, thorough, progress)
-    _check_set(pairs, layout, report)
     report.pair_count = len(pairs)
+    if report.expected and len(pairs) != report.expected:
+        words = f"{counted(len(pairs), 'usable pair')}, where {report.title} has {report.expected:,}"
+        report.add("warning", words)
+    _check_duplicates(pairs, report)
     return pairs, report
 
 
@@ -112,15 +117,20 @@ def find_parts(
     layout = layout_of(dataset)
     if split or not layout.splits or (not layout.numbers and _is_one_part(root, dataset)):
         return [find_pairs(root, dataset, split, thorough=thorough)]
-    parts, refusals = [], []
+    parts, refusals = {}, {}
     for part in layout.splits:
         try:
-            parts.append(find_pairs(root, dataset, part, thorough=thorough))
+            parts[part] = find_pairs(root, dataset, part, thorough=thorough)
         except ValueError as error:
-            refusals.append(error)
+            refusals[part] = error
     if not parts:
-        raise refusals[0]
-    return [(pairs, report) for pairs, report in parts if pairs] or parts
+        raise next(iter(refusals.values()))
+    there = {part: found for part, found in parts.items() if found[0]} or parts
+    for _, report in there.values():
+        for part in layout.splits:
+            if part not in there:
+                report.add("note", f"the part “{part}” is not here")
+    return list(there.values())
 
 
 def _is_one_part(root: str | os.PathLike, dataset: str) -> bool:
@@ -136,10 +146,10 @@ def _is_one_part(root: str | os.PathLike, dataset: str) -> bool:
 # Pairing by name.
 
 
-def _from_list(path: Path, report: Report) -> list[Pair]:
+def _from_list(path: Path, report: Report) -> tuple[list[Path], list[Pair]]:
     report.folders = (path,)
-    pairs: list[Pair] = []
-    missing: list[str] = []
+    pairs: dict[Path, Pair] = {}
+    missing, again = [], []
     for number, line in enumerate(_lines(path), 1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -150,18 +160,22 @@ def _from_list(path: Path, report: Report) -> list[Pair]:
         hazy, clean = (path.parent / part for part in parts)
         if gone := [str(file) for file in (hazy, clean) if not file.is_file()]:
             missing.append(f"line {number}: {' and '.join(gone)} not found")
+        elif hazy in pairs:
+            again.append(f"line {number}: {parts[0]}")
         else:
-            pairs.append(Pair(hazy.stem, hazy, clean))
+            pairs[hazy] = Pair(parts[0], hazy, clean)
     if not pairs and not missing:
         raise ValueError(f"{path}: the list is empty; expected lines “hazy|clean”")
     if missing:
-        report.add("omitted", "files of the list are missing", missing)
-    twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
-    if twice:  # names must tell images apart in a table
-        pairs = [Pair(str(pair.hazy.relative_to(path.parent)), pair.hazy, pair.clean) for pair in pairs]
-    report.hazy_count = len({pair.hazy for pair in pairs})
-    report.clean_count = len({pair.clean for pair in pairs})
-    return pairs
+        report.add("omitted", f"files of {counted(len(missing), 'line')} of the list are missing", missing)
+        report.absent += len(missing)
+    if again:
+        report.add("error", f"{counted(len(again), 'line')} of the list name a hazy picture again", again)
+    found = list(pairs.values())
+    if len({hazy.stem for hazy in pairs}) == len(pairs):  # else the whole path tells them apart
+        found = [Pair(pair.hazy.stem, pair.hazy, pair.clean) for pair in found]
+    report.hazy_count, report.clean_count = len(pairs), len({pair.clean for pair in found})
+    return list(pairs), found
 
 
 def _lines(path: Path) -> list[str]:
@@ -171,7 +185,9 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: expected a UTF-8 text file of “hazy|clean” lines ({error})") from error
 
 
-def _from_folders(root: str, layout: Layout, split: str | None, report: Report) -> list[Pair]:
+def _from_folders(
+    root: str, layout: Layout, split: str | None, report: Report
+) -> tuple[list[Path], list[Pair]]:
     if "|" in root and not Path(root).exists():
         parts = [Path(part.strip()) for part in root.split("|")]
         if len(parts) != 2:
@@ -191,7 +207,7 @@ def _from_folders(root: str, layout: Layout, split: str | None, report: Report) 
         clean_files, more = list_pictures(clean)
         others += more
     if others:
-        report.add("note", f"{len(others)} other files are left alone", others)
+        report.add("note", f"{counted(len(others), 'other file')} left alone", others)
     for folder, files in ((degraded, hazy_files), (clean, clean_files)):
         if not files:
             raise ValueError(f"{folder}: no pictures in this folder (expected PNG, JPEG, BMP, WebP or TIFF)")
@@ -201,13 +217,26 @@ def _from_folders(root: str, layout: Layout, split: str | None, report: Report) 
     clean_files = _one_per_stem(clean_files, report)
     rule = _best_rule(layout.rules, hazy_files, clean_files)
     if numbers := layout.numbers.get(split or ""):
-        hazy_files = [path for path in hazy_files if _in_numbers(rule.degraded(path.stem), numbers)]
-        clean_files = [path for path in clean_files if _in_numbers(rule.clean(path.stem), numbers)]
-        there = {int(rule.degraded(path.stem)) for path in hazy_files}
-        if gone := [str(number) for number in numbers if number not in there]:
-            report.add("omitted", f"{len(gone)} of the {len(numbers)} numbers of this split are absent", gone)
+        hazy_files, clean_files = _of_split(numbers, rule, hazy_files, clean_files, report)
     report.hazy_count, report.clean_count = len(hazy_files), len(clean_files)
-    return _match(rule, hazy_files, clean_files, report)
+    return hazy_files, _match(rule, hazy_files, clean_files, report)
+
+
+def _of_split(
+    numbers: range, rule: KeyRule, hazy: list[Path], clean: list[Path], report: Report
+) -> tuple[list[Path], list[Path]]:
+    """Only the files whose number belongs to the split."""
+    keys = {path: rule.degraded(path.stem) for path in hazy} | {path: rule.clean(path.stem) for path in clean}
+    unnumbered = [str(path) for path, key in keys.items() if not key.isdecimal()]
+    if unnumbered:
+        report.add("omitted", f"{counted(len(unnumbered), 'picture')} without a number", unnumbered)
+        report.absent += len(unnumbered)
+    kept = {path: int(key) for path, key in keys.items() if key.isdecimal() and int(key) in numbers}
+    gone = [str(number) for number in numbers if number not in kept.values()]
+    if gone:
+        report.add("omitted", f"{len(gone)} of the {len(numbers)} numbers of this split are absent", gone)
+        report.absent += len(gone)
+    return [path for path in hazy if path in kept], [path for path in clean if path in kept]
 
 
 def _one_per_stem(files: list[Path], report: Report) -> list[Path]:
@@ -215,7 +244,9 @@ def _one_per_stem(files: list[Path], report: Report) -> list[Path]:
     again = [f"{path.name} beside {first[path.stem].name}" for path in files
              if first.setdefault(path.stem, path) is not path]  # fmt: skip
     if again:
-        report.add("omitted", "the same name with two extensions (the second is left out)", again)
+        words = f"{counted(len(again), 'picture')} left out, of a name that another extension has too"
+        report.add("omitted", words, again)
+        report.absent += len(again)
     return list(first.values())
 
 
@@ -225,10 +256,6 @@ def _best_rule(rules: Sequence[KeyRule], hazy: list[Path], clean: list[Path]) ->
         return sum(rule.degraded(path.stem) in keys for path in hazy)
 
     return max(rules, key=matched)
-
-
-def _in_numbers(key: str, numbers: range) -> bool:
-    return key.isdecimal() and int(key) in numbers
 
 
 def _match(rule: KeyRule, hazy_files: list[Path], clean_files: list[Path], report: Report) -> list[Pair]:
@@ -249,7 +276,9 @@ def _match(rule: KeyRule, hazy_files: list[Path], clean_files: list[Path], repor
     unused = [f"{path} has no hazy partner" for k, paths in by_key.items() if k not in used for path in paths]
     report.add("note", f"partners share {rule.words}")
     if lonely or unused:
-        report.add("omitted", f"{len(lonely) + len(unused)} pictures without a partner", lonely + unused)
+        words = f"{counted(len(lonely) + len(unused), 'picture')} without a partner"
+        report.add("omitted", words, lonely + unused)
+        report.absent += len(unused)
     if ambiguous:
         report.add("omitted", "several clean pictures have the same key", ambiguous)
     return pairs
@@ -268,13 +297,21 @@ def _check_pictures(pairs: list[Pair], report: Report, thorough: bool, progress:
             return str(error)
 
     headers = dict(zip(files, in_threads(check, files, "checking pictures", progress), strict=True))
-    damaged = [problem for problem in headers.values() if isinstance(problem, str)]
+    users = Counter(path for pair in pairs for path in (pair.hazy, pair.clean))
+    damaged = [
+        problem + (f" ({counted(users[path], 'pair')})" if users[path] > 1 else "")
+        for path, problem in headers.items()
+        if isinstance(problem, str)
+    ]
     if damaged:
-        report.add("omitted", f"{len(damaged)} pictures cannot be used", damaged)
-    for kind, words in (("grey", "grey (read as RGB)"), ("alpha", "with an opaque alpha channel (dropped)")):
+        report.add("omitted", f"{counted(len(damaged), 'picture')} cannot be used", damaged)
+    for kind, words in (
+        ("grey", "in grey (read as RGB)"),
+        ("alpha", "with an opaque alpha channel (dropped)"),
+    ):
         named = [p.name for p, h in headers.items() if isinstance(h, Header) and h.kind == kind]
         if named:
-            report.add("note", f"{len(named)} pictures are {words}", named)
+            report.add("note", f"{counted(len(named), 'picture')} {words}", named)
     return _check_sizes(pairs, headers, report)
 
 
@@ -295,12 +332,14 @@ def _check_sizes(pairs: list[Pair], headers: dict[Path, Header | str], report: R
         else:
             unequal.append(_unequal(pair.hazy, size, pair.clean, clean_size))
     if small:
-        report.add("omitted", f"{len(small)} pictures are under {SMALLEST_SIDE} pixels", small)
+        words = f"{counted(len(small), 'picture')} of less than {SMALLEST_SIDE} pixels a side"
+        report.add("omitted", words, small)
     if unequal:
-        report.add("omitted", f"{len(unequal)} pairs differ in size", unequal)
+        report.add("omitted", f"{counted(len(unequal), 'pair')} of unequal sizes", unequal)
     if cropped:
-        sizes = [f"{count} pairs from {words}" for words, count in cropped.items()]
-        report.add("note", f"the clean picture of {sum(cropped.values())} pairs is centre-cropped", sizes)
+        sizes = [f"{counted(count, 'pair')} from {words}" for words, count in cropped.items()]
+        words = f"the clean picture of {counted(sum(cropped.values()), 'pair')} is centre-cropped"
+        report.add("note", words, sizes)
     sizes = [(headers[pair.hazy].height, headers[pair.hazy].width) for pair in kept]
     if sizes:
         report.smallest = (min(h for h, _ in sizes), min(w for _, w in sizes))
@@ -312,8 +351,11 @@ def _centre_crop(size: tuple[int, int], clean: tuple[int, int]) -> tuple[int, in
     margins = clean[0] - size[0], clean[1] - size[1]
     if min(margins) < 0 or any(margin % 2 for margin in margins):
         return None
-    # Twice the size in both directions is a resized copy, not a border.
-    if clean[0] * size[1] == clean[1] * size[0] and clean[0] % size[0] == 0:
+    # A resized copy has no border: it has the same shape at another size, or is less than half the size.
+    same_shape = abs(clean[0] * size[1] - clean[1] * size[0]) <= max(clean)
+    doubled = same_shape and clean[0] % size[0] == clean[1] % size[1] == 0
+    halved = 2 * size[0] < clean[0] or 2 * size[1] < clean[1]
+    if doubled or (max(margins) > _SURE_MARGIN and (same_shape or halved)):
         return None
     return margins[0] // 2, margins[1] // 2, size[0], size[1]
 
@@ -328,23 +370,21 @@ def _unequal(hazy: Path, size: Sequence[int], clean: Path, clean_size: Sequence[
 # The set as a whole.
 
 
-def _check_set(pairs: list[Pair], layout: Layout, report: Report) -> None:
-    stems = [pair.hazy.stem for pair in pairs]
-    if layout.name and pairs and not layout.names_most(stems):
+def _check_names(hazy: list[Path], layout: Layout, report: Report) -> None:
+    """Which set this is by the names of its files, and what they say about its being whole."""
+    stems = [path.stem for path in hazy]
+    if layout.name and not layout.names_most(stems):
         asked = layout
         layout = next((other for other in LAYOUTS.values() if other.names_most(stems)), asked)
         if layout is not asked:
             words = f"by their names these are the pictures of {layout.title}, not of {asked.title}"
             report.add("note" if report.split == "test" else "warning", words)
             report.title = layout.title
-    if layout.name and (strange := [p.hazy.name for p in pairs if not layout.name.fullmatch(p.hazy.stem)]):
-        report.add("warning", f"{len(strange)} names are not those of {layout.title}", strange)
+    if layout.name and (strange := [path.name for path in hazy if not layout.name.fullmatch(path.stem)]):
+        report.add("warning", f"{counted(len(strange), 'name')} unlike those of {layout.title}", strange)
     if layout.levels:
-        _check_levels(pairs, layout, report)
+        _check_levels(hazy, layout, report)
     report.expected = layout.counts.get(report.split, layout.counts.get(None))
-    if report.expected and len(pairs) != report.expected:
-        report.add("warning", f"{len(pairs)} pairs, where {layout.title} has {report.expected}")
-    _check_duplicates(pairs, report)
 
 
 def _check_duplicates(pairs: list[Pair], report: Report) -> None:
@@ -353,23 +393,24 @@ def _check_duplicates(pairs: list[Pair], report: Report) -> None:
     doubled = [[path.name for path in group if path in hazy] for group in groups]
     doubled = [" = ".join(sorted(names)) for names in doubled if len(names) > 1]
     if doubled:
-        report.add("warning", f"{len(doubled)} degraded pictures are there more than once", sorted(doubled))
+        words = f"{counted(len(doubled), 'degraded picture')} there more than once"
+        report.add("warning", words, sorted(doubled))
     content = {path: number for number, group in enumerate(groups) for path in group}
     twins = [p.name for p in pairs if content.get(p.hazy, p.hazy) == content.get(p.clean, p.clean)]
     if twins:
-        report.add("warning", f"{len(twins)} pairs are twice the same picture", twins)
+        report.add("warning", f"{counted(len(twins), 'pair')} of twice the same picture", twins)
 
 
-def _check_levels(pairs: list[Pair], layout: Layout, report: Report) -> None:
+def _check_levels(hazy: list[Path], layout: Layout, report: Report) -> None:
     """Every scene of RESIDE's indoor sets is there with the same haze levels, each once."""
     scenes: dict[int, dict[int, str]] = defaultdict(dict)
     mixed = []
-    for pair in pairs:
-        if match := layout.name.fullmatch(pair.hazy.stem):
+    for path in hazy:
+        if match := layout.name.fullmatch(path.stem):
             scene, level = int(match["scene"]), int(match["level"])
             if level in scenes[scene]:
-                mixed.append(f"{scenes[scene][level]} and {pair.hazy.name}")
-            scenes[scene][level] = pair.hazy.name
+                mixed.append(f"{scenes[scene][level]} and {path.name}")
+            scenes[scene][level] = path.name
     levels = sorted({level for found in scenes.values() for level in found})
     if levels and levels[-1] > 10:
         strange = [name for found in scenes.values() for level, name in found.items() if level > 10]
@@ -378,7 +419,8 @@ def _check_levels(pairs: list[Pair], layout: Layout, report: Report) -> None:
         report.add("error", "two files for one scene and level: two versions are mixed", mixed)
     gone = [f"{s}_{v}" for s, found in sorted(scenes.items()) for v in levels if v not in found]
     if gone:
-        report.add("omitted", f"{len(gone)} haze levels are absent that other scenes have", gone)
+        report.add("omitted", f"{counted(len(gone), 'haze level')} absent that other scenes have", gone)
+        report.absent += len(gone)
 
 
 def in_threads(task: Callable[[S], T], items: Iterable[S], words: str, progress: bool = True) -> list[T]:

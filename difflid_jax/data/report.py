@@ -31,7 +31,10 @@ class Finding:
 
 @dataclass
 class Report:
-    """The result of pairing one split of one data set."""
+    """The result of pairing one split of one data set.
+
+    `absent` counts pictures that should be there: partners, haze levels, numbers, files of a list.
+    """
 
     title: str
     dataset: str
@@ -41,6 +44,7 @@ class Report:
     hazy_count: int = 0
     clean_count: int = 0
     pair_count: int = 0
+    absent: int = 0
     expected: int | None = None
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
@@ -54,8 +58,13 @@ class Report:
 
     @property
     def omitted(self) -> tuple[str, ...]:
-        """Every picture or pair that was left out, with the reason's items."""
+        """Every case of something left out or absent, with its file and reason."""
         return tuple(item for finding in self.of("omitted") for item in finding.items)
+
+    @property
+    def left_out(self) -> int:
+        """How many pairs the set lacks: degraded pictures that are not used, and what is absent."""
+        return self.hazy_count - self.pair_count + self.absent
 
     @property
     def clean_bill(self) -> bool:
@@ -65,11 +74,11 @@ class Report:
     @property
     def summary(self) -> str:
         """For the caption of a table: how many pairs, of how many, and what was left out."""
-        counted = f"{self.pair_count} pairs"
+        pairs = counted(self.pair_count, "pair")
         if self.expected and self.pair_count != self.expected:
-            counted = f"{self.pair_count} of {self.expected} pairs"
-        left_out = f" ({len(self.omitted)} left out)" if self.omitted else ""
-        return f"{self.title}: {counted}{left_out}"
+            pairs = f"{self.pair_count:,} of {counted(self.expected, 'pair')}"
+        left_out = f" ({self.left_out} left out)" if self.left_out else ""
+        return f"{self.title}: {pairs}{left_out}"
 
     def text(self, shown: int | None = _SHOWN) -> str:
         """The report in lines; at most `shown` items of every finding (None: all)."""
@@ -90,6 +99,11 @@ class Report:
         return "\n".join(lines)
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 picture', '13,990 pictures'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def check_or_raise(report: Report, *, allow_missing: bool = False) -> None:
     """Refuse a data set that is broken, or, unless `allow_missing`, one that is not whole.
 
@@ -105,7 +119,7 @@ def check_or_raise(report: Report, *, allow_missing: bool = False) -> None:
         reasons = "; ".join(finding.line(2) for finding in blocking[:3]) or "no partners were found"
         raise ValueError(f"{where}: not one usable pair: {reasons}. The whole report: {command}")
     reasons = "; ".join(finding.line(3) for finding in blocking[:3])
-    remedy = (
-        "" if any(report.of("error")) else " Repair the set, or pass --allow-missing to go on with the rest;"
-    )
-    raise ValueError(f"{where}: {reasons}.{remedy} the whole report: {command}")
+    remedy = "Repair the set"
+    if not any(report.of("error")):
+        remedy += " (evaluation takes --allow-missing)"
+    raise ValueError(f"{where}: {reasons}. {remedy}; the whole report: {command}")

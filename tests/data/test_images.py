@@ -1,7 +1,10 @@
 """Pictures are read exactly or refused by name; nothing is written in halves."""
 
+import io
+import random
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -131,6 +134,38 @@ def test_bad_pictures_are_refused_with_file_and_reason(tmp_path):
         if name != "broken.png":  # damage in the middle is found by decoding alone
             with pytest.raises(ValueError, match=reason):
                 check_image(tmp_path / name, thorough=False)
+
+
+def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path):
+    chance = random.Random(0)
+    pictures = []
+    for form, mode in (
+        ("PNG", "RGB"),
+        ("PNG", "P"),
+        ("JPEG", "RGB"),
+        ("WEBP", "RGB"),
+        ("TIFF", "RGBA"),
+        ("BMP", "L"),
+    ):
+        buffer = io.BytesIO()
+        Image.fromarray(photo()).convert(mode).save(buffer, form)
+        pictures.append(buffer.getvalue())
+    outcomes = Counter()
+    for _ in range(1200):
+        data = bytearray(chance.choice(pictures))
+        for _ in range(chance.randint(1, 5)):
+            data[chance.randrange(min(len(data), chance.choice((64, len(data)))))] = chance.randrange(256)
+        if chance.random() < 0.2:
+            del data[chance.randrange(1, len(data)) :]
+        try:
+            image = decode_image(bytes(data), "mutated", max_pixels=10**6)
+        except ValueError as error:
+            assert str(error).startswith("mutated: ") and "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            assert image.dtype == np.uint8 and image.shape[2] == 3
+            outcomes["read"] += 1
+    assert min(outcomes.values()) > 100
 
 
 def test_size_limit_is_checked_before_decoding_and_can_be_moved(tmp_path):

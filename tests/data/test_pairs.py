@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,31 @@ def test_names_in_a_list_tell_its_pictures_apart(tmp_path):
     assert [pair.name for pair in pairs] == ["a/1.png", "b/1.png"]
 
 
+def test_a_list_may_lie_elsewhere_and_must_not_repeat_itself(tmp_path):
+    make(tmp_path / "a", "1.png", "2.png")
+    make(tmp_path / "b", "1.png")
+    listing = tmp_path / "lists" / "pairs.txt"
+    listing.parent.mkdir()
+    lines = [f"{tmp_path}/{hazy}|{tmp_path}/a/2.png" for hazy in ("a/1.png", "b/1.png", "a/1.png")]
+    listing.write_text("\n".join(lines))
+    pairs, report = found(listing, "folders")
+    assert [pair.name for pair in pairs] == [f"{tmp_path}/a/1.png", f"{tmp_path}/b/1.png"]
+    with pytest.raises(ValueError, match="1 line of the list name a hazy picture again: line 3"):
+        check_or_raise(report, allow_missing=True)
+
+
+def test_a_link_to_the_ground_truth_is_the_same_folder(tmp_path):
+    sots(tmp_path)
+    (tmp_path / "GT").symlink_to("gt", target_is_directory=True)
+    assert len(found(tmp_path, "sots_indoor")[0]) == 6
+
+
+def test_unnumbered_pictures_of_a_numbered_set_are_named(tmp_path):
+    make(tmp_path, *(f"{n}_{role}.png" for n in range(51, 56) for role in ("hazy", "GT")), "extra_hazy.png")
+    pairs, report = found(tmp_path, "nh_haze", "test")
+    assert len(pairs) == 5 and report.omitted == (str(tmp_path / "extra_hazy.png"),)
+
+
 def test_order_and_position_of_files_never_matter(tmp_path):
     names = [f"{i}.png" for i in random.Random(0).sample(range(1000), 60)]
     make(tmp_path / "hazy", *names[1:])  # by sorted order everything after the gap would be shifted
@@ -195,7 +221,7 @@ def test_uncropped_ground_truth_gives_the_pixels_of_the_cropped_copy(tmp_path, s
     assert notes[0].items == ("8 pairs from 640×480 to 620×460",)
 
 
-@pytest.mark.parametrize("clean_size", [(21, 24), (20, 25), (18, 22), (40, 48), (18, 26)])
+@pytest.mark.parametrize("clean_size", [(21, 24), (20, 25), (18, 22), (40, 48), (18, 26), (50, 60), (80, 40)])
 def test_sizes_that_are_no_border_are_errors_that_name_both_files(tmp_path, clean_size):
     pairs, report = found(sots(tmp_path, clean_size=clean_size, scenes=(1400,), levels=(1,)), "sots_indoor")
     assert not pairs
@@ -227,12 +253,18 @@ def test_one_unpaired_picture_of_many_is_named_and_refused_unless_allowed(tmp_pa
     assert "\n" not in str(refusal.value)
     check_or_raise(report, allow_missing=True)
     assert report.summary == "RESIDE SOTS indoor: 90 of 500 pairs (11 left out)"
+    shutil.copy(tmp_path / "gt" / "1503.png", tmp_path / "gt" / "1403.png")
+    (tmp_path / "gt" / "1503.png").unlink()
+    (tmp_path / "gt" / "1404.png").write_bytes(b"")
+    pairs, report = found(tmp_path, "sots_indoor")
+    assert report.summary == "RESIDE SOTS indoor: 90 of 500 pairs (10 left out)"
+    assert len(report.omitted) == 1 and report.omitted[0].endswith("(10 pairs)")
 
 
 def test_an_absent_haze_level_makes_the_set_partial(tmp_path):
     sots(tmp_path, levels=(1, 2, 3))
     (tmp_path / "hazy" / "1401_2.png").unlink()
-    with pytest.raises(ValueError, match="1 haze levels are absent that other scenes have: 1401_2"):
+    with pytest.raises(ValueError, match="1 haze level absent that other scenes have: 1401_2"):
         check_or_raise(found(tmp_path, "sots_indoor")[1])
 
 
@@ -284,8 +316,8 @@ def test_grey_and_opaque_alpha_are_used_and_said(tmp_path):
     picture.save(tmp_path / "gt" / "b.png")
     pairs, report = found(tmp_path, "folders")
     assert len(pairs) == 2 and report.clean_bill
-    assert "1 pictures are grey (read as RGB)" in report.text()
-    assert "1 pictures are with an opaque alpha channel" in report.text()
+    assert "1 picture in grey (read as RGB)" in report.text()
+    assert "1 picture with an opaque alpha channel" in report.text()
     assert load_pair(pairs[0])[0].shape == (20, 24, 3)
 
 
@@ -316,7 +348,7 @@ def test_another_set_than_asked_for_is_recognised_by_its_names(tmp_path):
     assert any(finding.message == words for finding in report.of("note"))
     make(tmp_path / "hazy", "1400_haze.png")
     _, report = found(tmp_path, "sots_indoor")
-    named = [finding.items for finding in report.of("warning") if "names are not those" in finding.message]
+    named = [finding.items for finding in report.of("warning") if "unlike those of" in finding.message]
     assert named == [("1400_haze.png",)]
 
 
@@ -336,8 +368,8 @@ def test_duplicates_are_warned_of(tmp_path):
     shutil.copy(tmp_path / "hazy" / "c.png", tmp_path / "gt" / "c.png")
     _, report = found(tmp_path, "folders")
     warnings = {finding.message: finding.items for finding in report.of("warning")}
-    assert warnings["1 degraded pictures are there more than once"] == ("a.png = b.png",)
-    assert warnings["1 pairs are twice the same picture"] == ("c",)
+    assert warnings["1 degraded picture there more than once"] == ("a.png = b.png",)
+    assert warnings["1 pair of twice the same picture"] == ("c",)
 
 
 def test_two_files_that_could_both_be_the_partner_are_left_out(tmp_path):
@@ -420,8 +452,19 @@ def test_leaks_are_found_through_jpeg_mirroring_border_and_renaming(tmp_path):
     assert "used by both" in find_leaks(train_pairs, train_pairs[:1], thorough=False)[0].items[0]
 
 
-def test_real_training_and_test_scenes_are_disjoint(shared):
+def test_real_training_and_test_scenes_are_told_apart(shared, tmp_path):
     its, _ = found(shared / "data" / "its_sample", "its")
     test, _ = found(shared / "data" / "sots_indoor_dev", "sots_indoor")
     assert find_leaks(its, test, progress=False) == []
+    # The same two photographs as NYU has them: as JPEG, mirrored, with a border of 10 pixels.
+    for role in ("rgb", "clean", "hazy"):
+        (tmp_path / role).mkdir()
+    with tarfile.open(shared / "data" / "nyu_v2_labelled_train.tar") as tar:
+        for number in (0, 1):
+            data = tar.extractfile(f"rgb/{number}.jpg").read()
+            (tmp_path / "clean" / f"{number}.jpg").write_bytes(data)
+            (tmp_path / "hazy" / f"{number}.jpg").write_bytes(data)
+    nyu, _ = found(tmp_path, "folders")
+    assert len(find_leaks(nyu, its, progress=False)[0].items) == 2
+    assert find_leaks(nyu, test, progress=False) == []
     assert len(find_leaks(its + test[:4], test, progress=False)[0].items) == 6
