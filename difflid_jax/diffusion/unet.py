@@ -53,7 +53,12 @@ class UNetSpec:
         return int(self.channel_mult[-1] * self.model_channels)
 
     def heads(self, channels: int) -> int:
-        return self.num_heads if self.num_head_channels == -1 else channels // self.num_head_channels
+        """Heads of a block of `channels`. Raises ValueError where they do not share it evenly."""
+        if self.num_head_channels == -1:
+            return self.num_heads
+        if channels % self.num_head_channels:
+            raise ValueError(f"num_head_channels {self.num_head_channels} does not divide {channels}")
+        return channels // self.num_head_channels
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
