@@ -39,6 +39,10 @@ class File:
     def suffix(self) -> str:
         return Path(self.member or self.path).suffix.lower()
 
+    def length(self) -> int:
+        """How many bytes it has."""
+        return self.path.stat().st_size if self.member is None else members(self.path)[self.member][1]
+
     def bytes(self) -> bytes:
         if self.member is None:
             return self.path.read_bytes()
@@ -67,20 +71,22 @@ def find_files(root: str | os.PathLike, folder: str | None = None) -> list[File]
     """
     root = Path(root)
     if is_tar(root):
-        names = sorted(members(root))
-        if folder is not None:
-            names = [name for name in names if Path(name).parent.name == folder]
-        found = [File(root, name) for name in names]
+        found = [(Path(name), File(root, name)) for name in sorted(members(root))]
+        found = [(name, file) for name, file in found if folder is None or name.parent.name == folder]
     elif root.is_dir():
         here = root if folder is None else root / folder
         walk = os.walk(here) if folder is None else [next(os.walk(here), (here, [], []))]
-        found = [File(Path(path, name)) for path, _, names in walk for name in names]
-        found.sort(key=lambda file: file.path)
+        paths = sorted(Path(path, name) for path, _, names in walk for name in names)
+        found = [(path.relative_to(root), File(path)) for path in paths]
     elif root.exists():
         raise ValueError(f"{root}: expected a folder or an uncompressed .tar")
     else:
         raise FileNotFoundError(2, "no such folder or tar", str(root))
-    return [file for file in found if file.suffix in EXTENSIONS and not file.stem.startswith(".")]
+    return [
+        file
+        for name, file in found
+        if file.suffix in EXTENSIONS and not any(part.startswith(".") for part in name.parts)
+    ]
 
 
 def is_tar(path: str | os.PathLike) -> bool:

@@ -50,12 +50,14 @@ class Frame:
         if height < bottom or width < right:
             raise ValueError(
                 f"{name}: {height}×{width} (height×width) is smaller than the frame of rows {top}:{bottom} "
-                f"and columns {left}:{right}, which is that of NYU Depth v2; give the frame of these pictures"
+                f"and columns {left}:{right}, which is that of NYU Depth v2; a path that ends in #whole "
+                "takes the pictures as they are"
             )
         return bottom - top, right - left
 
 
 NYU = Frame()
+WHOLE = Frame(mirrored=False, crop=None, first_id=0)
 
 
 @dataclass(frozen=True)

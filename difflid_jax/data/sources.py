@@ -4,9 +4,10 @@ Sources of pairs: 'folders' (a data set's own layout, see `pairs`) and 'tfds' (s
 (clean, depth), turned hazy on the fly: 'rgbd' and 'photographs'. 'images' are pictures alone, for a prior.
 
 Roots of 'rgbd', 'photographs' and 'images' are folders or uncompressed tars, several with commas between;
-one named twice counts twice. `path#1-1299` takes only these ids of pictures with measured depth. Under
-'photographs', pictures without measured depth get plausible depth, and the root '' stands for those that
-installed packages carry.
+one named twice counts twice. `path#1-1299` takes only these ids of pictures with measured depth, whose
+frame is that of NYU Depth v2 as RESIDE uses it; `path#whole` takes them as they are (`path#whole+0-99`: the
+numbers 0 to 99 of them). Under 'photographs', pictures without measured depth get plausible depth, and the
+root '' stands for those that installed packages carry.
 """
 
 import hashlib
@@ -173,7 +174,6 @@ def open_data(
     dataset: str = "folders",
     split: str | None = None,
     cache: str | os.PathLike = "off",
-    frame: rgbd.Frame = rgbd.NYU,
     allow_missing: bool = False,
     thorough: bool = False,
     progress: bool = True,
@@ -185,7 +185,6 @@ def open_data(
         root: where it lies, see above.
         dataset, split: of 'folders' and 'tfds', see `pairs.find_pairs`; 'photographs' has 'train' and 'test'.
         cache: the folder of decoded caches, or 'off'.
-        frame: of pictures with measured depth.
         allow_missing: go on with the usable pairs where others had to be left out.
         thorough: decode every picture of 'folders' once, so that damage inside one is found now.
 
@@ -208,9 +207,9 @@ def open_data(
         items, elements, names = _carried(split or "train")
         cache = "off"  # in memory already
     elif source == "images":
-        items, elements, names = _alone(root, frame)
+        items, elements, names = _alone(root)
     else:
-        items, elements, names = _with_depth(root, frame, plausible=source == "photographs")
+        items, elements, names = _with_depth(root, plausible=source == "photographs")
     if not elements:
         raise ValueError(f"{root}: no pictures here (expected {', '.join(sorted(EXTENSIONS))})")
     kind = {"folders": "pairs", "tfds": "pairs", "images": "images"}.get(source, "depth")
@@ -241,10 +240,10 @@ def _built(root: str, dataset: str, split: str | None) -> tuple:
     return _without_repeats(items, 2, [name for name, _, _ in found])
 
 
-def _with_depth(roots: str, frame: rgbd.Frame, *, plausible: bool) -> tuple:
+def _with_depth(roots: str, *, plausible: bool) -> tuple:
     items: list[Item] = []
     names = []
-    for root, ids in _roots(roots):
+    for root, ids, frame in _roots(roots):
         if rgbd.has_depth(root):
             for scene in rgbd.find_scenes(root, ids, frame.first_id):
                 names.append(scene.name)
@@ -262,9 +261,9 @@ def _with_depth(roots: str, frame: rgbd.Frame, *, plausible: bool) -> tuple:
     return _without_repeats(items, 2, names)
 
 
-def _alone(roots: str, frame: rgbd.Frame) -> tuple:
+def _alone(roots: str) -> tuple:
     items: list[Item] = []
-    for root, ids in _roots(roots):
+    for root, ids, frame in _roots(roots):
         if rgbd.has_depth(root):
             scenes = rgbd.find_scenes(root, ids, frame.first_id)
             items += [Picture(scene.rgb, frame=frame) for scene in scenes]
@@ -292,12 +291,20 @@ def _without_repeats(items: Sequence[Item], width: int, names: list[str]) -> tup
     return list(positions), [held[i : i + width] for i in range(0, len(held), width)], names
 
 
-def _roots(roots: str) -> list[tuple[str, str]]:
-    """'a,b#1-9' → [('a', ''), ('b', '1-9')]; a path that exists as it stands is taken as it stands."""
+def _roots(roots: str) -> list[tuple[str, str, rgbd.Frame]]:
+    """'a,b#1-9' → [('a', '', NYU), ('b', '1-9', NYU)]; what exists as it is written is a path."""
     if os.path.exists(roots):
-        return [(roots, "")]
-    parts = [part.strip() for part in roots.split(",") if part.strip()]
-    return [(part, "") if os.path.exists(part) else part.partition("#")[::2] for part in parts]
+        return [(roots, "", rgbd.NYU)]
+    found = []
+    for part in (part.strip() for part in roots.split(",")):
+        if not part:
+            continue
+        path, _, choice = (part, "", "") if os.path.exists(part) else part.rpartition("#")
+        path, choice = (path, choice) if path else (choice, "")
+        words = choice.split("+")
+        frame = rgbd.WHOLE if "whole" in words else rgbd.NYU
+        found.append((path, "+".join(word for word in words if word != "whole"), frame))
+    return found
 
 
 def _check_partners(items: Sequence[Item], store: DecodedCache | Undecoded, elements: Sequence) -> None:

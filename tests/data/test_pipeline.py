@@ -1,7 +1,13 @@
 """Batches depend on the seed and their number alone; partners agree; nothing is seen twice or left out."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -132,6 +138,47 @@ def test_worker_processes_change_nothing():
     with_workers = Batches(data, CROP, 4, workers=2)
     with_workers.set_state(state)
     _equal(_take(with_workers, 5), _take(Batches(data, CROP, 4), 8)[3:])
+
+
+_WITH_WORKERS = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_pipeline import *
+from test_pipeline import _data
+if __name__ == "__main__":
+    batches = Batches(_data("pairs"), CROP, 4, workers=1)
+    next(batches)
+    import multiprocessing
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def _runs(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
+def test_workers_leave_signals_to_their_program_and_end_with_it(tmp_path):
+    code = tmp_path / "program.py"
+    code.write_text(_WITH_WORKERS.format(tests=str(Path(__file__).parent)))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(code)], **pipes) as process:
+        worker = int(process.stdout.readline())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker, number)
+        time.sleep(0.5)
+        assert _runs(worker)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        end = time.monotonic() + 10
+        while _runs(worker) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not _runs(worker)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])

@@ -1,9 +1,12 @@
 """Every source gives the same kind of data set, with and without a cache, and names what is wrong."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from difflid_jax.data import rgbd
 from difflid_jax.data.builders import build
 from difflid_jax.data.pairs import find_pairs, load_pair
 from difflid_jax.data.photographs import photographs
@@ -12,6 +15,12 @@ from difflid_jax.data.rgbd import Frame
 from difflid_jax.data.sources import open_data
 
 FRAME = Frame(mirrored=True, crop=(1, 23, 2, 30))
+
+
+@pytest.fixture(autouse=True)
+def small_frame(monkeypatch):
+    """The frame of NYU in miniature."""
+    monkeypatch.setattr(rgbd, "NYU", FRAME)
 
 
 def _save(path, array):
@@ -59,6 +68,21 @@ def test_folders_give_the_pairs_of_find_pairs(sots, tmp_path, cached):
         np.testing.assert_array_equal(picture["clean"], clean)
 
 
+def test_the_cache_gives_ten_times_the_crops_of_png_files(tmp_path):
+    (_, photograph, _), *_ = photographs("test")
+    for folder in ("hazy", "gt"):
+        _save(tmp_path / "pairs" / folder / "a.png", photograph[:460, :620])
+    seconds = {}
+    for cached, count in ((False, 1), (True, 20)):
+        batches = Batches(_open("folders", tmp_path / "pairs", tmp_path, cached), CropSpec(128), 4)
+        batches.make(0)
+        start = time.thread_time()
+        for number in range(1, 1 + count):
+            batches.make(number)
+        seconds[cached] = (time.thread_time() - start) / count
+    assert seconds[False] > 10 * seconds[True], seconds
+
+
 def test_a_tfds_build_is_the_same_data_set(sots, tmp_path):
     build(sots, "sots_indoor", tmp_path / "tfds")
     built = _open("tfds", tmp_path / "tfds", tmp_path, dataset="sots_indoor")
@@ -73,7 +97,7 @@ def test_a_tfds_build_is_the_same_data_set(sots, tmp_path):
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_rgbd_gives_framed_pictures_of_the_wanted_ids(nyu, tmp_path, cached):
-    data = _open("rgbd", f"{nyu}#2-3", tmp_path, cached, frame=FRAME)
+    data = _open("rgbd", f"{nyu}#2-3", tmp_path, cached)
     assert data.kind == "depth" and data.names == ("2", "3")
     for i, picture in enumerate(Evaluation(data)):
         np.testing.assert_array_equal(picture["clean"], _noise(i + 1, 24, 32, 3)[:, ::-1][1:23, 2:30])
@@ -81,7 +105,7 @@ def test_rgbd_gives_framed_pictures_of_the_wanted_ids(nyu, tmp_path, cached):
 
 
 def test_roots_are_joined_and_one_named_twice_counts_twice_but_is_held_once(nyu, tmp_path):
-    data = _open("rgbd", f"{nyu}#1-2, {nyu}#4,{nyu}#1", tmp_path, frame=FRAME)
+    data = _open("rgbd", f"{nyu}#1-2, {nyu}#4,{nyu}#1", tmp_path)
     assert data.names == ("1", "2", "4", "1") and len(data.store) == 6
     np.testing.assert_array_equal(data.elements[0], data.elements[3])
 
@@ -100,36 +124,36 @@ def test_photographs_of_a_folder_get_plausible_depth(tmp_path):
 
 def test_photographs_and_measured_depth_mix(nyu, tmp_path):
     _save(tmp_path / "photos" / "a.png", _noise(9, 40, 50, 3))
-    data = _open("photographs", f"{nyu}#1-3,{tmp_path / 'photos'}", tmp_path, frame=FRAME)
+    data = _open("photographs", f"{nyu}#1-3,{tmp_path / 'photos'}", tmp_path)
     assert data.names == ("1", "2", "3", "a") and data.kind == "depth"
 
 
 def test_photographs_of_installed_packages(tmp_path):
-    train, test = (_open("photographs", "", tmp_path, split=split) for split in ("train", "test"))
-    assert not (tmp_path / "cache").exists() and set(train.names).isdisjoint(test.names)
-    for (name, clean, depth), picture in zip(photographs("test"), Evaluation(test), strict=True):
+    data = _open("photographs", "", tmp_path, split="test")
+    assert not (tmp_path / "cache").exists()  # they are in memory
+    for (name, clean, depth), picture in zip(photographs("test"), Evaluation(data), strict=True):
         assert picture["name"] == name
         np.testing.assert_array_equal(picture["clean"], clean)
         assert picture["hazy"].shape == (*depth.shape, 3)
-    assert train.fingerprint != test.fingerprint
 
 
 def test_images_are_found_in_folders_and_sets_with_depth(nyu, tmp_path):
     _save(tmp_path / "photos" / "deep" / "down" / "a.jpg", _noise(1, 30, 30, 3))
     Image.fromarray(_noise(2, 28, 36)).save(tmp_path / "photos" / "grey.png")
     (tmp_path / "photos" / "readme.txt").touch()
-    data = _open("images", f"{tmp_path / 'photos'},{nyu}#2-4", tmp_path, frame=FRAME)
+    _save(tmp_path / "photos" / ".thumbnails" / "b.jpg", _noise(1, 30, 30, 3))
+    data = _open("images", f"{tmp_path / 'photos'},{nyu}#2-4", tmp_path)
     assert data.kind == "images" and len(data) == 5
     np.testing.assert_array_equal(data.store.read(4), _noise(3, 24, 32, 3)[:, ::-1][1:23, 2:30])
     assert next(Batches(data, CropSpec(16), 4))["image"].shape == (4, 16, 16, 3)
 
 
 def test_the_fingerprint_does_not_depend_on_the_cache_or_the_place(nyu, tmp_path):
-    cached = _open("rgbd", nyu, tmp_path, frame=FRAME).fingerprint
-    assert cached == _open("rgbd", nyu, tmp_path, False, frame=FRAME).fingerprint
-    assert cached != _open("rgbd", nyu, tmp_path, frame=Frame(crop=FRAME.crop, mirrored=False)).fingerprint
+    cached = _open("rgbd", nyu, tmp_path).fingerprint
+    assert cached == _open("rgbd", nyu, tmp_path, False).fingerprint
+    assert cached != _open("rgbd", f"{nyu}#whole", tmp_path).fingerprint
     moved = nyu.rename(tmp_path / "moved")
-    assert cached == _open("rgbd", moved, tmp_path, frame=FRAME).fingerprint
+    assert cached == _open("rgbd", moved, tmp_path).fingerprint
 
 
 def test_bad_roots_are_named(nyu, sots, tmp_path):
@@ -156,14 +180,33 @@ def test_a_corrupt_picture_is_named_and_leaves_nothing(nyu, tmp_path):
     file = nyu / "rgb" / "2.png"
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"rgb/2\.png"):
-        _open("rgbd", nyu, tmp_path, frame=FRAME)
+        _open("rgbd", nyu, tmp_path)
     assert not (tmp_path / "cache").exists()
 
 
 def test_depth_of_another_size_is_refused(nyu, tmp_path):
     _save(nyu / "depth" / "3.png", _noise(1, 20, 32))
     with pytest.raises(ValueError, match=r"rgb/3\.png is \(24, 32\).*depth/3\.png is \(20, 32\)"):
-        _open("rgbd", nyu, tmp_path, frame=Frame(crop=None))
+        _open("rgbd", f"{nyu}#whole", tmp_path)
+
+
+def test_a_path_may_take_the_pictures_whole(nyu, tmp_path):
+    data = _open("rgbd", f"{nyu}#whole+0-1,{nyu}#1", tmp_path)
+    assert data.names == ("0", "1", "1") and len(data.store) == 6
+    np.testing.assert_array_equal(data.store.read(data.elements[0, 0]), _noise(0, 24, 32, 3))
+    assert data.store.shape(data.elements[2, 0]) == (22, 28, 3)
+
+
+def test_paths_may_hold_the_signs_of_a_choice(nyu, tmp_path):
+    strange = nyu.rename(tmp_path / "a,b#1-9")
+    assert len(_open("rgbd", strange, tmp_path)) == 4
+    assert len(_open("images", f"{strange.rename(tmp_path / 'c#9')},{tmp_path / 'c#9'}#1", tmp_path)) == 5
+
+
+def test_a_frame_larger_than_the_pictures_is_refused(nyu, tmp_path, monkeypatch):
+    monkeypatch.setattr(rgbd, "NYU", Frame())
+    with pytest.raises(ValueError, match=r"rgb/0\.png: 24×32 .* smaller than the frame .* #whole"):
+        _open("rgbd", nyu, tmp_path)
 
 
 def test_an_incomplete_set_is_refused_unless_it_is_allowed(sots, tmp_path):
