@@ -267,7 +267,9 @@ def optimizer_spec(config: ConfigDict, number_of_elements: int) -> OptimizerSpec
     )  # fmt: skip
 
 
-def loop_spec(config: ConfigDict, number_of_elements: int) -> LoopSpec:
+def loop_spec(
+    config: ConfigDict, number_of_elements: int, *, flops: float = 0.0, peak: float = 0.0
+) -> LoopSpec:
     section = config.training
     return LoopSpec(
         steps=total_steps(config, number_of_elements),
@@ -278,6 +280,8 @@ def loop_spec(config: ConfigDict, number_of_elements: int) -> LoopSpec:
         checkpoint_every=section.checkpoint_every,
         max_bad_steps=section.max_bad_steps,
         profile=profile_span(config),
+        flops=flops,
+        peak=peak,
     )
 
 

@@ -54,17 +54,22 @@ class RunLog:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
-    def evaluation(self, step: int, scores: Mapping[str, float], sheet: np.ndarray | None) -> None:
+    def evaluation(
+        self, step: int, scores: Mapping[str, float], sheet: np.ndarray | None, *, kind: str = "validation"
+    ) -> None:
         """Mean scores and a picture sheet uint8 (H,W,3), which becomes sheets/step_000123.png."""
-        self.metrics("validation", step, scores)
-        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        self.metrics(kind, step, scores)
+        self.say(
+            f"{kind}, step {step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        )
         if sheet is None or self._file is None:
             return
         folder = self._workdir / "sheets"
         folder.mkdir(exist_ok=True)
-        write_png(folder / f"step_{step:06d}.png", sheet)
+        name = f"step_{step:06d}" if kind == "validation" else f"{kind}_{step:06d}"
+        write_png(folder / f"{name}.png", sheet)
         if self._board is not None:
-            self._board.add_image("hazy_restored_clean", sheet, step, dataformats="HWC")
+            self._board.add_image(f"{kind}/hazy_restored_clean", sheet, step, dataformats="HWC")
 
     def metrics(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line {"kind", "step", ...}; a number that is not finite becomes null."""

@@ -105,11 +105,10 @@ def gathered(mesh: Mesh, tree: Any) -> Any:
 
 
 def on_one_device(mesh: Mesh, tree: Any) -> Any:
-    """A copy of a tree on this process's first device, for work that each process does alone."""
-    if mesh.size == 1:
-        return tree
-    gathered = jax.jit(lambda t: t, out_shardings=whole(mesh))(tree)
-    return jax.tree.map(lambda array: array.addressable_data(0), gathered)
+    """The same on this process's first device, for work that each process does alone."""
+    if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        tree = jax.jit(lambda t: t, out_shardings=whole(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def greatest(mesh: Mesh, mine: int) -> jax.Array | int:

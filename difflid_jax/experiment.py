@@ -1,0 +1,79 @@
+"""What a checked config names, opened: pictures and the frozen feature network.
+
+Errors are ValueErrors that name the field; nothing is written but the decoded cache, where one is asked for.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from difflid_jax import config as schema
+from difflid_jax.data.pipeline import Evaluation
+from difflid_jax.data.sources import DataSet, open_data
+from difflid_jax.features.build import FrozenFeatures, build_features
+
+_NO_PRIOR = (
+    "config.prior is not given: it names the frozen diffusion model. The paper's is OpenAI's "
+    "256x256_diffusion_uncond.pt (https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
+    "256x256_diffusion_uncond.pt): fetch it, convert it with `python -m convert_weights.openai_ddpm`, and "
+    "give --config.prior=FOLDER; --config.prior=photos64 takes the small one that ships with the package"
+)
+
+
+def open_pictures(config: ConfigDict, role: str, cache: str | Path = "off") -> DataSet:
+    """The pictures of a role, 'train', 'validation' or 'test'."""
+    data = config.data
+    try:
+        return open_data(
+            source_of(config, role),
+            data[role],
+            dataset=data.dataset if role == "train" else data[f"{role}_dataset"] or data.dataset,
+            split="train" if role == "train" else "test",
+            cache=cache,
+            progress=jax.process_index() == 0,
+        )
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"config.data.{role}: {error}") from error
+
+
+def open_evaluation(config: ConfigDict, role: str) -> Evaluation | None:
+    """This process's share of the pictures to score in a role; None where the config names none.
+
+    The photographs that installed packages carry need no path; they have no part for validation.
+    """
+    if not config.data[role] and not (role == "test" and source_of(config, role) == "photographs"):
+        return None
+    return Evaluation(
+        open_pictures(config, role),
+        schema.haze_spec(config),
+        limit=config.evaluation.limit if role == "validation" else 0,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def open_features(config: ConfigDict) -> FrozenFeatures:
+    """The frozen map, computing in bfloat16 on GPU and TPU where the config leaves it open."""
+    section = config.features
+    if not config.prior and section.kind != "vgg16":
+        raise ValueError(_NO_PRIOR)
+    dtype = section.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    try:
+        return build_features(
+            section.kind,
+            config.prior,
+            schema.h_space_spec(config),
+            dtype=jnp.dtype(dtype),
+            random_seed=config.seed if section.random else None,
+        )
+    except FileNotFoundError as error:
+        raise ValueError(f"config.prior: {error}") from error
+
+
+def source_of(config: ConfigDict, role: str) -> str:
+    """Where the pictures of a role come from, one of `data.sources.SOURCES`."""
+    return config.data.source if role == "train" else config.data[f"{role}_source"] or config.data.source

