@@ -17,6 +17,7 @@ nyu_depth_v2_labeled.mat (install the extra `nyu` for that).
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -30,7 +31,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.data.files import File, find_files
+from difflid_jax.data.files import File, find_files, members
 from difflid_jax.data.haze import add_haze
 from difflid_jax.data.images import check_image, write_png
 from difflid_jax.data.rgbd import Frame, parse_ids, read_depth
@@ -87,6 +88,11 @@ class FileScenes:
                 f"{len(alone)} pictures or depths without a partner of the same number, first {file.name}"
             )
 
+    def fingerprint(self, ids: Sequence[int]) -> str:
+        """What tells these pictures from others without reading them: their numbers and lengths."""
+        lengths = [(i, _length(self._rgb[i]), _length(self._depth[i])) for i in ids]
+        return hashlib.sha256(repr(lengths).encode()).hexdigest()[:16]
+
     def load(self, scene: int) -> tuple[np.ndarray, np.ndarray]:
         """(clean uint8 (H,W,3), depth float32 (H,W), farthest = 1), whole as stored. Raises: ValueError."""
         depth = read_depth(self._depth[scene], FRAMES["whole"])
@@ -118,6 +124,10 @@ class MatScenes:
             )
         self._images, self._depths, self._first_id = images, depths, first_id
         self.ids = list(range(first_id, first_id + len(images)))
+
+    def fingerprint(self, ids: Sequence[int]) -> str:
+        """As `FileScenes.fingerprint`."""
+        return f"mat of {Path(self._file.filename).stat().st_size} bytes"
 
     def load(self, scene: int) -> tuple[np.ndarray, np.ndarray]:
         """As `FileScenes.load`."""
@@ -163,7 +173,13 @@ def synthesize(
     frame = frame or FRAMES[scenes.default_frame]
     _fitting_scene(scenes, wanted[0], frame)  # what is wrong with all of them is said before writing
     output = Path(output)
-    _begin(output, recipe, seed, frame)
+    made = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "frame": asdict(frame),
+        "pictures": scenes.fingerprint(wanted),
+    }
+    _begin(output, recipe, seed, json.loads(json.dumps(made)))
 
     def make(scene: int) -> int:
         return _write_scene(scenes, scene, recipe, output, seed, frame)
@@ -180,26 +196,29 @@ def synthesize(
             raise
 
 
-def _begin(output: Path, recipe: Recipe, seed: int, frame: Frame) -> None:
-    made = json.loads(json.dumps({"recipe": asdict(recipe), "seed": seed, "frame": asdict(frame)}))
+def _begin(output: Path, recipe: Recipe, seed: int, made: dict) -> None:
+    """Make the folders, or make sure that they were begun with the same settings."""
     manifest = output / _MANIFEST
     if manifest.is_file():
         before = json.loads(manifest.read_text())
         if before != made:
             changed = [key for key in made if before.get(key) != made[key]]
             raise ValueError(
-                f"{output}: was begun with another {' and '.join(changed)} (see {_MANIFEST}); remove it, or "
+                f"{output}: was begun with other {' and '.join(changed)} (see {_MANIFEST}); remove it, or "
                 "name another output"
             )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: is not empty and was not made by this program; name another output")
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        manifest.with_suffix(".part").write_text(json.dumps(made, indent=1) + "\n")
+        manifest.with_suffix(".part").rename(manifest)
     for folder in ("hazy", recipe.clean_folder):
-        (output / folder).mkdir(parents=True, exist_ok=True)
+        (output / folder).mkdir(exist_ok=True)
     rows = [row for scene in sorted(parse_ids(recipe.ids)) for row in recipe.haze(scene, seed)]
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("name", "airlight", "beta"), *rows])
     (output / "haze.csv").write_text(table.getvalue())
-    manifest.write_text(json.dumps(made, indent=1) + "\n")
 
 
 def _write_scene(scenes, scene: int, recipe: Recipe, output: Path, seed: int, frame: Frame) -> int:
@@ -233,6 +252,10 @@ def _is_whole(path: Path) -> bool:
     except (ValueError, FileNotFoundError):
         return False
     return True
+
+
+def _length(file: File) -> int:
+    return file.path.stat().st_size if file.member is None else members(file.path)[file.member][1]
 
 
 def _numbered(root: str | os.PathLike, folder: str, first_id: int) -> dict[int, File]:
