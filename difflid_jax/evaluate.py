@@ -1,0 +1,191 @@
+"""Score dehazing methods on a data set: PSNR, SSIM, LPIPS and, where asked for, FID.
+
+The test set of a run, with the weights that its training wrote (or one row per method named):
+
+    python -m difflid_jax.evaluate --workdir=runs/demo --method=identity,dark_channel_prior,difflid
+
+A data set in its own layout, or any two folders, with the shipped weights or any others:
+
+    python -m difflid_jax.evaluate --data=/data/SOTS/indoor --dataset=sots_indoor --weights=haze
+    python -m difflid_jax.evaluate --hazy=DIR --clean=DIR --weights=weights/aod_net --output=aod_net.json
+
+Pictures that some other program restored:
+
+    python -m difflid_jax.evaluate --hazy=DIR --clean=DIR --restored=DIR --output=theirs.json
+
+The table goes to standard output and names the protocol (--protocol, see metrics/protocols.py).
+--output=FILE.json takes the means, every image's scores, versions, seed and the weights' hash; a CSV and, for
+each method, a sheet of its worst, median and best images lie beside it. Where --output is not given, a run's
+go to WORKDIR/evaluation/. A data set that is not whole is refused, unless --allow-missing is given: then the
+table says what was left out, and the exit status is 1.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from difflid_jax import config as schema
+from difflid_jax.data.layouts import LAYOUTS
+from difflid_jax.evaluation import report
+from difflid_jax.evaluation.scoring import evaluate
+from difflid_jax.evaluation.test_sets import TestSet, open_restored, open_test_set
+from difflid_jax.metrics.inception import load_inception
+from difflid_jax.metrics.lpips import CHANNELS, Lpips
+from difflid_jax.metrics.protocols import PROTOCOLS
+from difflid_jax.program import Refused, run
+from difflid_jax.restoration.methods import METHODS, Method, load_methods
+from difflid_jax.training import mesh
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The program's flags; a test hands in its own `values`."""
+
+    def define(kind, name, *rest):
+        getattr(flags, f"DEFINE_{kind}")(name, *rest, flag_values=values)
+
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment whose test set is scored (not needed with --workdir).", flag_values=values
+    )
+    define("string", "workdir", "", "Folder of a training run: its config, its weights.")
+    define("string", "data", "", "Folder of a data set.")
+    define("enum", "dataset", "folders", list(LAYOUTS), "What --data holds.")
+    define("string", "hazy", "", "Folder of hazy pictures.")
+    define("string", "clean", "", "Folder of their ground truth.")
+    define("string", "restored", "", "Folder of pictures restored elsewhere, scored instead of a method.")
+    define("list", "method", [], f"A row each: {', '.join(METHODS)} (default: those of the weights).")
+    define("list", "weights", [], "Shipped names, folders or LABEL=FOLDER (default: the run's, else 'haze').")
+    define(
+        "enum", "protocol", None, list(PROTOCOLS), "How a pair is scored (default: the config's, else paper)."
+    )
+    define("enum", "lpips", "alex", [*CHANNELS, "none"], "Network of LPIPS, or none to leave it out.")
+    define("string", "fid", "", "Inception weights (from convert_weights.perceptual): computes the FID too.")
+    define("string", "output", "", "FILE.json for the scores, with a CSV and sheets beside it.")
+    define("bool", "allow_missing", False, "Score what is there of a data set that is not whole, and say so.")
+    flags.DEFINE_alias("allow-missing", "allow_missing", flag_values=values)
+    define("bool", "multihost", False, "Share the pictures between the processes of a cluster.")
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    return score(flags.FLAGS)
+
+
+def score(options: flags.FlagValues) -> int:
+    """Score what the flags ask for, print the table, write the files; the exit status."""
+    _check_combination(options)
+    mesh.join_processes(options.multihost)
+    config = _config(options)
+    methods = _methods(options)
+    test = _test_set(options, config)
+    lpips = None if options.lpips == "none" else Lpips(options.lpips)
+    inception = load_inception(options.fid) if options.fid else None
+    output = _output(options)
+    protocol = options.protocol or (config.evaluation.protocol if config else "paper")
+    scored = [
+        (
+            method,
+            evaluate(
+                method.restore,
+                test.pictures,
+                method=method.name,
+                protocol=protocol,
+                lpips=lpips,
+                inception=inception,
+            ),
+        )
+        for method in methods
+    ]
+    if jax.process_index() == 0:
+        print(f"{report.table(scored)}\n\n{report.caption(protocol, test, options.lpips)}")
+        if output:
+            written = report.write(output, scored, test, options.lpips)
+            print(f"\nWritten: {', '.join(map(str, written))}")
+    return 1 if test.left_out else 0
+
+
+def _check_combination(options: flags.FlagValues) -> None:
+    if bool(options.clean) != bool(options.hazy or options.restored):
+        raise Refused("--clean goes with --hazy or --restored, and they with it")
+    if options.data and options.clean:
+        raise Refused("give either --data or --hazy and --clean, not both")
+    if options.restored and (options.method or options.weights):
+        raise Refused("--restored is scored as it is: leave out --method and --weights")
+    if options.output and not options.output.endswith(".json"):
+        raise Refused(f"--output: expected a name that ends in .json, found {options.output}")
+    if not (options.clean or options.data or options.workdir or options.config):
+        raise Refused("no pictures to score: give --workdir, --data, or --hazy and --clean (see --help)")
+
+
+def _config(options: flags.FlagValues) -> ConfigDict | None:
+    """The config given, or that of the run, or None; checked either way."""
+    config = options.config
+    if config is None and options.workdir:
+        path = Path(options.workdir) / "config.json"
+        if not path.is_file():
+            raise Refused(
+                f"{path}: not found; --workdir names the folder of a training run (or give --config too)"
+            )
+        try:
+            config = schema.from_json(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: expected the config of a training run, found {error}") from error
+    if config is not None:
+        schema.check(config)
+    return config
+
+
+def _test_set(options: flags.FlagValues, config: ConfigDict | None) -> TestSet:
+    missing = options.allow_missing
+    if options.restored:
+        return open_restored(options.hazy, options.clean, options.restored, allow_missing=missing)
+    if options.clean:
+        return open_test_set(f"{options.hazy}|{options.clean}", allow_missing=missing)
+    if options.data:
+        return open_test_set(options.data, options.dataset, allow_missing=missing)
+    data = config.data
+    source = data.test_source or data.source
+    if not data.test and source != "photographs":
+        raise Refused("the config names no test set: give --config.data.test=PATH with --config, or --data")
+    return open_test_set(
+        data.test,
+        data.test_dataset or data.dataset,
+        source=source,
+        haze=schema.haze_spec(config),
+        allow_missing=missing,
+    )
+
+
+def _methods(options: flags.FlagValues) -> list[Method]:
+    if options.restored:
+        return [Method("restored", lambda restored: restored)]
+    weights = list(options.weights)
+    if options.workdir and (not options.method or "difflid" in options.method):
+        weights.insert(0, str(Path(options.workdir) / "weights"))
+    return load_methods(options.method or ([] if weights else ["difflid"]), weights)
+
+
+def _output(options: flags.FlagValues) -> Path | None:
+    """Where the scores go, made sure of before anything is computed."""
+    if options.output:
+        output = Path(options.output)
+    elif options.workdir:
+        output = Path(options.workdir) / "evaluation" / "scores.json"
+    else:
+        return None
+    if output.is_dir():
+        raise Refused(f"--output: {output} is a folder")
+    if jax.process_index() == 0:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    return output
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

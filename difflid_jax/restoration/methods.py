@@ -1,0 +1,114 @@
+"""The dehazing methods that can be scored, each by its name: those that need no weights and those that do.
+
+A weights folder says what it is (its `kind`), so weights are given as a list and find their method.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from difflid_jax.restoration.dark_channel import dark_channel_prior
+from difflid_jax.restoration.peers import AODNet, DehazeNet, recover
+from difflid_jax.weights import store
+
+METHODS = ("identity", "dark_channel_prior", "aod_net", "dehazenet", "difflid")
+_KINDS = {"aod_net": "aod_net", "dehazenet": "dehazenet", "restorer": "difflid"}
+_SHIPPED = {"difflid": "haze"}
+_PEERS = {"aod_net": AODNet, "dehazenet": DehazeNet}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a results table.
+
+    restore: hazy float32 (H,W,3) in [0,1] → restored, same shape.
+    parameters: trained numbers; frozen: those of the diffusion prior it looks at the picture with.
+    facts: where its weights come from, for the report (weights, sha256, prior, seed, …).
+    """
+
+    name: str
+    restore: Callable[[np.ndarray], np.ndarray]
+    parameters: int = 0
+    frozen: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def load_methods(names: Sequence[str], weights: Sequence[str] = ()) -> list[Method]:
+    """Methods by name, each with those of `weights` that are of its kind.
+
+    An element of `weights` is a shipped name or a folder, or LABEL=FOLDER to name its row. Without `names`:
+    the methods of the weights. A method with several weights gives several rows, named `method (weights)`
+    where they have no label. `difflid` without weights takes the shipped ones.
+
+    Raises: ValueError for an unknown name, weights without a method or a method without weights;
+        FileNotFoundError for weights that are not there.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"method: expected of {', '.join(METHODS)}, found {name!r}")
+    by_method: dict[str, list[tuple[str, str]]] = {}
+    for given in weights:
+        label, folder = _label_and_folder(given)
+        kind = store.read_metadata(folder)["kind"]
+        if kind not in _KINDS:
+            raise ValueError(f"{folder}: weights of kind {kind!r}; a method takes one of {', '.join(_KINDS)}")
+        if names and _KINDS[kind] not in names:
+            raise ValueError(
+                f"{folder}: weights for {_KINDS[kind]}, which is not among the methods {', '.join(names)}"
+            )
+        by_method.setdefault(_KINDS[kind], []).append((label, folder))
+    methods = []
+    for name in dict.fromkeys(names or by_method):
+        if name == "identity":
+            methods.append(Method(name, lambda hazy: hazy))
+        elif name == "dark_channel_prior":
+            methods.append(Method(name, dark_channel_prior))
+        else:
+            several = by_method.get(name) or [("", _shipped(name))]
+            for label, folder in several:
+                unnamed = f"{name} ({folder})" if len(several) > 1 else name
+                methods.append(_with_weights(name, folder, label or unnamed))
+    return methods
+
+
+def _label_and_folder(given: str) -> tuple[str, str]:
+    label, equals, folder = given.partition("=")
+    return ("", given) if not equals or Path(given).exists() else (label, folder)
+
+
+def _shipped(name: str) -> str:
+    if name in _SHIPPED:
+        return _SHIPPED[name]
+    raise ValueError(
+        f"{name} needs its authors' weights: convert them with "
+        f"`python -m convert_weights.peers --source FILE --output FOLDER` and give --weights FOLDER"
+    )
+
+
+def _with_weights(name: str, folder: str, label: str) -> Method:
+    if name == "difflid":
+        return _difflid(folder, label)
+    weights = store.read(folder, name)
+    network = nnx.eval_shape(lambda: _PEERS[name](rngs=nnx.Rngs(0)))
+    store.fill(network, weights.tensors, where=str(weights.path))
+    run = jax.jit(lambda hazy: network(hazy[None])[0])
+
+    def restore(hazy: np.ndarray) -> np.ndarray:
+        output = np.asarray(run(hazy))
+        return recover(hazy, output) if name == "dehazenet" else output
+
+    parameters = sum(tensor.size for tensor in weights.tensors.values())
+    facts = {"weights": str(folder), "sha256": weights.sha256, **weights.metadata}
+    return Method(label, restore, parameters, 0, facts)
+
+
+def _difflid(folder: str, label: str) -> Method:
+    from difflid_jax.restoration.restorer import load_restorer
+
+    restorer = load_restorer(folder)
+    return Method(label, restorer.restore_array)

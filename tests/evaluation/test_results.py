@@ -1,0 +1,43 @@
+"""The script of the results table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from difflid_jax.data.images import write_png
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "results.py"
+
+
+def test_every_method_on_every_set_with_its_size_and_warm_time(tmp_path):
+    random = np.random.default_rng(0)
+    for name, scale in (("a", 0.9), ("b", 0.6)):
+        for folder in ("hazy", "clean"):
+            (tmp_path / name / folder).mkdir(parents=True)
+        for number, size in enumerate([(40, 36), (36, 40)]):
+            clean = random.integers(0, 256, (*size, 3), np.uint8)
+            write_png(tmp_path / name / "clean" / f"{number}.png", clean)
+            write_png(
+                tmp_path / name / "hazy" / f"{number}.png",
+                (clean * scale + 255 * (1 - scale)).astype(np.uint8),
+            )
+    output = tmp_path / "out" / "results.json"
+    sets = [f"--data=Set {name.upper()}=folders:{tmp_path / name}" for name in ("a", "b")]
+    command = [sys.executable, SCRIPT, *sets, "--weights=", f"--output={output}"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    written, text = json.loads(output.read_text()), output.with_suffix(".md").read_text()
+    assert text in result.stdout and "Protocol `paper`" in text
+    assert [entry["title"] for entry in written["sets"]] == ["Set A", "Set B"]
+    for entry in written["sets"]:
+        assert f"## {entry['title']}" in text
+        assert [method["method"] for method in entry["methods"]] == ["identity", "dark_channel_prior"]
+        for method in entry["methods"]:
+            # Each picture has a size of its own: only a call before the timed one makes a time of these.
+            assert method["seconds_per_image"] > 0 and len(method["images"]) == 2
+            assert f"{method['mean']['lpips']:.4f}" in text
+    wrong = subprocess.run([*command, "--data=nowhere"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "TITLE=WHAT:PATH" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
