@@ -185,6 +185,7 @@ def test_the_released_architecture_agrees_at_full_size(golden, named_draw, tmp_p
     shapes = openai_ddpm._shapes(spec)
     store.save(tmp_path, "unet", {name: Drawn(name, shape) for name, shape in shapes.items()}, spec.to_dict())
     unet = load_prior(tmp_path, part="all").unet
+    (tmp_path / store.FILE).unlink()
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(unet, nnx.Param))) == 552_814_086
     with np.load(golden / "adm_imagenet256_named.npz") as file:
         values = dict(file)
