@@ -9,7 +9,7 @@ takes pairs 01 to 50, the test 51 to 55:
         --config.prior=/weights/imagenet256
 
 1. Data: Dense-Haze (55 pairs, 1600x1200) from its NTIRE page;
-   `python -m difflid_jax.data --dataset=dense_haze --root=/data/Dense-Haze` checks the pairs.
+   `python -m difflid_jax.data /data/Dense-Haze --dataset=dense_haze` checks the pairs.
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 

@@ -9,7 +9,7 @@ takes `Train`, the test `Test`:
         --config.prior=/weights/imagenet256
 
 1. Data: LOL-v2 (689 and 100 real pairs), folder `Real_captured`;
-   `python -m difflid_jax.data --dataset=lol_v2_real --root=/data/LOL-v2/Real_captured` checks the pairs.
+   `python -m difflid_jax.data /data/LOL-v2/Real_captured --dataset=lol_v2_real` checks the pairs.
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 

@@ -7,7 +7,7 @@ Command (one line; the first two paths are the data sets' own folders, the third
         --config.prior=/weights/imagenet256
 
 1. Data: ITS (standard, 13,990 hazy and 1,399 clean pictures) and SOTS from the RESIDE page;
-   `python -m difflid_jax.data --dataset=its --root=/data/RESIDE/ITS` checks the pairs.
+   `python -m difflid_jax.data /data/RESIDE/ITS --dataset=its` checks the pairs.
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 
