@@ -96,3 +96,9 @@ def test_a_whole_set_can_be_written_for_tfds(lol, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "TFDS data set: built/dehazing_pairs/lol_v1/1.0.0" in result.stdout
     assert (tmp_path / "built" / "dehazing_pairs" / "lol_v1" / "1.0.0" / "dataset_info.json").is_file()
+
+
+def test_a_part_that_is_not_there_is_said(lol, tmp_path):
+    shutil.rmtree(lol / "eval15")
+    result = check(lol, "--dataset=lol_v1", "--sheet=off", cwd=tmp_path)
+    assert result.returncode == 0 and "note     the part “test” is not here" in result.stdout
