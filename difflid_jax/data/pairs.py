@@ -120,13 +120,15 @@ def find_parts(
 
 
 def _is_one_part(root: str | os.PathLike, dataset: str) -> bool:
+    """Whether there is one pair of folders, and its path names no part."""
     if not Path(root).is_dir():
         return True  # a list or “hazyDir|cleanDir”
     try:
-        find_folders(Path(root), dataset, None)
+        degraded, _ = find_folders(Path(root), dataset, None)
     except ValueError:
         return False
-    return True
+    below = str(degraded.relative_to(root).parent).lower()
+    return not any(word in below for words in layout_of(dataset).split_hints.values() for word in words)
 
 
 # The pictures themselves.
