@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -77,7 +78,7 @@ def evaluate(
         method: what the result and the progress bar call it.
         protocol: a name of `metrics.protocols.PROTOCOLS`.
         lpips: a `metrics.lpips.Lpips`, or None to leave LPIPS out.
-        inception: the network of the FID between the restored and the clean pictures, or None.
+        inception: the features of the FID between the restored and the clean pictures, or None.
         batch_size: pictures of equal size that are scored (not restored) together.
         warm_up: restore a picture of every new size once before the call that is timed.
         watch: called with (index, hazy, restored, clean), float32 (H,W,3), of every picture of this process.
@@ -115,7 +116,7 @@ class _Share:
     def __init__(self, restore, method, protocol, inception, warm_up, watch):
         self.restore, self.method, self.protocol = restore, method, protocol
         self.warm_up, self.watch = warm_up, watch
-        self.extract = inception
+        self.inception = inception
         empty = FeatureStatistics(0, np.zeros(CHANNELS), np.zeros((CHANNELS, CHANNELS)))
         self.features = [empty, empty]  # of the restored and the clean pictures
         self.rows: list[dict[str, Any]] = []
@@ -138,7 +139,7 @@ class _Share:
         start = time.perf_counter()
         restored = np.asarray(self.restore(hazy))
         seconds = time.perf_counter() - start
-        floats = np.issubdtype(restored.dtype, np.floating)
+        floats = jnp.issubdtype(restored.dtype, jnp.floating)
         if restored.shape != clean.shape or not floats or not np.isfinite(restored).all():
             wrong = f", {np.count_nonzero(~np.isfinite(restored)):,} values not finite" if floats else ""
             raise ValueError(
@@ -148,10 +149,10 @@ class _Share:
         restored = restored.astype(np.float32)
         index = int(picture["index"])
         self.rows.append({"index": index, "name": picture["name"], "seconds": seconds, "cold": cold})
-        if self.extract:
+        if self.inception is not None:
             prepared = protocols.prepare(restored[None], clean[None], protocol=self.protocol)
             both = np.concatenate([prepared, clean[None]])
-            added = (FeatureStatistics.of(features[None]) for features in self.extract(both))
+            added = (FeatureStatistics.of(features[None]) for features in self.inception(both))
             self.features = [sums + more for sums, more in zip(self.features, added, strict=True)]
         if self.watch:
             self.watch(index, hazy, restored, clean)

@@ -73,6 +73,9 @@ def load_methods(names: Sequence[str], weights: Sequence[str] = ()) -> list[Meth
             for label, folder in several:
                 unnamed = f"{name} ({folder})" if len(several) > 1 else name
                 methods.append(_with_weights(name, folder, label or unnamed))
+    labels = [method.name for method in methods]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"--weights: two rows would be called {twice[0]!r}; name them with LABEL=FOLDER")
     return methods
 
 

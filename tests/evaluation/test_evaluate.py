@@ -18,6 +18,7 @@ from PIL import Image
 from convert_weights.peers import convert
 from difflid_jax import evaluate as program
 from difflid_jax.data.images import read_image, write_png
+from difflid_jax.restoration.methods import load_methods
 from difflid_jax.weights import store
 
 
@@ -99,6 +100,16 @@ def test_weights_bring_their_method_hash_and_size(folders, pairs_flags, peers):
     entries = json.loads(output.read_text())["methods"]
     assert [(e["method"], e["parameters"]) for e in entries] == [("aod_net", 1761), ("dehazenet", 8305)]
     assert entries[0]["sha256"] == store.read(weights[0], "aod_net").sha256
+
+
+def test_rows_of_the_same_method_are_told_apart(peers):
+    net = peers / "aod_net"
+    names = [method.name for method in load_methods([], [str(net), f"mine={net}"])]
+    assert names == [f"aod_net ({net})", "mine"]
+    with pytest.raises(ValueError, match="LABEL=FOLDER"):
+        load_methods([], [str(net), str(net)])
+    with pytest.raises(ValueError, match="not among the methods identity"):
+        load_methods(["identity"], [str(net)])
 
 
 def test_a_set_that_is_not_whole_is_scored_only_on_request_and_said_so(folders, pairs_flags, capsys):

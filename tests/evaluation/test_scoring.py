@@ -4,6 +4,7 @@ import json
 import math
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -168,6 +169,12 @@ def test_pictures_pass_by_the_watcher_with_their_index():
     np.testing.assert_array_equal(hazy, Pictures()[3]["hazy"].astype(np.float32) / 255)
     np.testing.assert_array_equal(restored, darker(hazy))
     assert clean.dtype == np.float32
+
+
+def test_a_method_may_compute_in_half_precision():
+    result = evaluate(lambda x: jnp.asarray(x, jnp.bfloat16), Pictures(), method="m", progress=False)
+    exact = evaluate(lambda x: x, Pictures(), method="m", progress=False)
+    assert result.mean["psnr"] == pytest.approx(exact.mean["psnr"], abs=0.05)
 
 
 def test_an_empty_set_has_no_score():
