@@ -122,7 +122,7 @@ def make_hazy(
         airlight = np.minimum(airlight * tint, 1).astype(np.float32)
     if spec.gamma != (1.0, 1.0) and not plain:
         gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
-        clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma))[clean]
+        clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma)).take(clean)
     # Not `add_haze`: the depth of a window is a part of its picture's, whose farthest point has 65535.
     t = np.exp(np.float32(-beta / 65535) * depth)
     hazy = scatter(clean * np.float32(1 / 255), t, airlight)

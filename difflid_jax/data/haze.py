@@ -40,9 +40,11 @@ def add_haze(clean: np.ndarray, depth: np.ndarray, beta: float, airlight: float 
 
 def scatter(clean: np.ndarray, t: np.ndarray, airlight: float | np.ndarray) -> np.ndarray:
     """`add_haze` where the transmission t (H,W) is known, as for a window of a picture."""
-    # Repeated, not broadcast: NumPy is four times slower over a last axis of three.
-    t = np.repeat(t, clean.shape[2], axis=1).reshape(clean.shape)
-    return clean * t + np.asarray(airlight, np.float32) * (1 - t)
+    # Rows of pixels times channels: NumPy is four times slower over a last axis of three.
+    rows, columns, channels = clean.shape
+    t = np.repeat(t, channels, axis=1)
+    airlight = np.tile(np.broadcast_to(np.float32(airlight), channels), columns)
+    return (clean.reshape(rows, -1) * t + airlight * (1 - t)).reshape(clean.shape)
 
 
 def plausible_depth(image: np.ndarray, seed: int) -> np.ndarray:
