@@ -1,0 +1,32 @@
+# `make demo` trains, scores and restores on real photographs; `make test` runs the tests.
+# Both need only Python 3.11 or newer, pip and make, and may be repeated.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m difflid_jax.train --config=configs/demo.py --workdir=runs/demo
+	$(BIN)/python -m difflid_jax.evaluate --config=configs/demo.py --workdir=runs/demo \
+	    --method=identity,dark_channel_prior,difflid
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $(INSTALLED)
