@@ -188,7 +188,11 @@ def _reserve(building: Path, descriptor: int, total: int) -> None:
             errno.ENOSPC, f"the decoded pictures need {missing / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
         )
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, total)
+        try:
+            os.posix_fallocate(descriptor, 0, total)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                raise
     os.ftruncate(descriptor, total)
 
 

@@ -93,7 +93,7 @@ def file_digests(memory: Path, files: Iterable[Path], progress: bool) -> dict[Pa
                 digests[file] = found
                 known[str(file.absolute())] = [stamps[file], found]
         # Only saves time: a cache that is there and may not be written is as good without it.
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             write_atomically(memory, json.dumps(known))
     return digests
 

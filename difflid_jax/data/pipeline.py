@@ -24,10 +24,11 @@ import numpy as np
 from absl import flags
 
 from difflid_jax.data.augment import RESIDE, Augment, CropSpec, HazeSpec, check_seed, make_hazy
+from difflid_jax.data.cache_format import cores
 from difflid_jax.data.sources import DataSet
 
-_THREADS = 2  # per process or worker; each makes whole batches
-_AHEAD = 4  # batches made ahead on the host
+_THREADS = max(2, min(8, cores() // 2))  # each makes whole batches
+_THREADS_OF_WORKER = 2
 _ON_DEVICE = 2  # batches sent ahead to the device
 _WORKER_PATIENCE = 5.0  # seconds between a SIGTERM and the end of a worker
 _AUGMENTATION = 0x6A09E667  # keeps the augmentation's random numbers apart from the shuffle's
@@ -156,8 +157,7 @@ class Batches:
 
     def _start(self) -> None:
         part = self._chain[self._next * self._parts + self._part :: self._parts]
-        options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-        dataset = part.to_iter_dataset(options)
+        dataset = part.to_iter_dataset(_reading(_THREADS_OF_WORKER if self._workers else _THREADS))
         if self._workers:
             if not flags.FLAGS.is_parsed():  # Grain's workers read their own; a program's are parsed by now
                 flags.FLAGS.mark_as_parsed()
@@ -204,9 +204,7 @@ class Evaluation:
 
     def __iter__(self) -> Iterator[dict]:
         chain = self._chain()[self.process_index :: self.process_count]
-        iterator = iter(
-            chain.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
-        )
+        iterator = iter(chain.to_iter_dataset(_reading(_THREADS)))
         try:
             yield from iterator
         finally:
@@ -227,6 +225,10 @@ class Evaluation:
 def signed(images: jax.Array) -> jax.Array:
     """uint8 of 0…255 → float32 of [-1,1], for use inside a compiled step."""
     return (2 * images.astype(jnp.float32) - 255) / 255  # in this order 255 gives 1, compiled or not
+
+
+def _reading(threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
 
 def _prepare_worker(index: int, count: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difflid_jax.data import cache_format
 from difflid_jax.data.cache import DecodedCache, Undecoded, fingerprint, open_cache
 
 SIZES = [(20, 31), (64, 48), (17, 17), (90, 5), (33, 64), (40, 40)]
@@ -232,6 +233,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_cache
+from difflid_jax.data import cache_format
 from difflid_jax.data.cache import open_cache
 class Slow(test_cache.Png):
     def load(self):
@@ -299,9 +301,7 @@ def test_a_full_disk_is_known_before_decoding(tmp_path, folder, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     items, decoded = _items(folder)
-    with pytest.raises(
-        OSError, match=r"need 2\.46e-05 GB, 1e-07 GB are free.*--config.data.cache"
-    ) as caught:
+    with pytest.raises(OSError, match=r"need 2\.46e-05 GB, 1e-07 GB are free.*--config.data.cache") as caught:
         open_cache(tmp_path / "cache", items, progress=False)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "cache")
     assert decoded == [] and not (tmp_path / "cache").exists()
@@ -323,6 +323,28 @@ def test_a_folder_that_cannot_be_written(tmp_path, folder):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"the decoded cache cannot be kept here.*'off'"):
         _open(tmp_path / "file" / "cache", folder)
+
+
+def test_a_finished_cache_that_cannot_be_written_is_used(tmp_path, folder, monkeypatch):
+    _open(tmp_path / "cache", folder)
+    for file in folder.iterdir():
+        file.touch()
+
+    def refuse(path, text):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(cache_format, "write_atomically", refuse)
+    cached, decoded = _open(tmp_path / "cache", folder)
+    assert decoded == []
+    _assert_right(cached)
+
+
+def test_a_disk_that_cannot_reserve_room_is_used_all_the_same(tmp_path, folder, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    _assert_right(_open(tmp_path / "cache", folder)[0])
 
 
 def test_no_pictures(tmp_path):
