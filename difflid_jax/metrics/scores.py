@@ -1,7 +1,8 @@
 """Per-image scores of a data set, their mean, and the batches that they are computed in.
 
-The mean is over images, never a mean of batch means, and is correctly rounded (`math.fsum`): it comes
-out bit-identical however the images were batched, ordered or spread over processes.
+The mean is over images, never a mean of batch means, and is correctly rounded (`math.fsum`): the same
+scores give the same mean to the last bit, however they were ordered or spread over processes. (A score
+itself is float32: another batch size may add its pixels up in another order, which moves the sixth digit.)
 """
 
 import json

@@ -75,12 +75,14 @@ def test_batches_hold_pictures_of_one_size_and_lose_none():
 
 def test_batching_does_not_change_a_score():
     sizes = [(20, 30), (30, 20), (20, 30), (20, 30)]
-    found = score_all(examples(sizes), batch_size=2)
+    # Three of one size and one of another: both batches are filled up with copies.
+    found = score_all(examples(sizes), batch_size=4)
     assert sorted(found.images) == ["0", "1", "2", "3"]
     for name, restored, clean in examples(sizes):
         alone = score(restored[None], clean[None])
         for metric, value in found.images[name].items():
-            assert value == pytest.approx(float(alone[metric][0]), rel=1e-6)
+            # Another batch size is another order of float32 sums.
+            assert value == pytest.approx(float(alone[metric][0]), rel=1e-5)
 
 
 def test_a_restoration_of_another_size_is_refused_by_name():
