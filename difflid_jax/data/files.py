@@ -39,10 +39,6 @@ class File:
     def suffix(self) -> str:
         return Path(self.member or self.path).suffix.lower()
 
-    def length(self) -> int:
-        """How many bytes it has."""
-        return self.path.stat().st_size if self.member is None else members(self.path)[self.member][1]
-
     def bytes(self) -> bytes:
         if self.member is None:
             return self.path.read_bytes()
