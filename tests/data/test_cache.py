@@ -238,7 +238,7 @@ from difflid_jax.data.cache import open_cache
 class Slow(test_cache.Png):
     def load(self):
         if self.name >= "4":
-            sys.stdout.write("waiting\n")
+            sys.stdout.write("waiting\\n")
             sys.stdout.flush()
             time.sleep(60)
         return super().load()
