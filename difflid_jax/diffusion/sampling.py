@@ -98,29 +98,32 @@ class Sampler:
         timesteps = jnp.asarray(self._timesteps)
         graph, self._parameters = nnx.split(unet)
 
+        def draw(keys: jax.Array, number: jax.Array, sides: tuple[int, ...]) -> jax.Array:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            return jax.vmap(lambda key: jax.random.normal(key, sides))(keys)
+
         # The parameters are an argument: closed over, they would become constants of the compiled program.
         @partial(jax.jit, donate_argnums=1)
-        def step(parameters, x: jax.Array, i: jax.Array, key: jax.Array, labels: jax.Array | None):
+        def step(parameters, x: jax.Array, i: jax.Array, keys: jax.Array, labels: jax.Array | None):
             output = nnx.merge(graph, parameters)(x, jnp.full(len(x), timesteps[i]), labels)
-            noise = jax.random.normal(jax.random.fold_in(key, i), x.shape)
-            return step_back(short, sampler, output, x, i, noise, eta)
+            return step_back(short, sampler, output, x, i, draw(keys, i, x.shape[1:]), eta)
 
+        self._draw = draw
         self._step = step
 
     def __call__(
         self,
-        key: jax.Array,
-        shape: tuple[int, int, int],
+        keys: jax.Array,
+        size: tuple[int, int],
         labels: jax.Array | None = None,
         watch: Callable[[Sequence[int]], Iterable[int]] = iter,
     ) -> jax.Array:
-        """Pictures (B,H,W,C), float32, close to [−1,1]; `shape` is (B,H,W), sides multiples of the stride.
+        """Pictures (B,H,W,C), float32, close to [−1,1], of `size` (H,W), multiples of the U-Net's stride.
 
-        Everything random comes from `key`. `labels` (B,) int are for class-conditional models. `watch` wraps
-        the sequence of steps, as `tqdm` does.
+        Picture i comes from `keys[i]` alone, whatever the batch around it. `labels` (B,) int are for
+        class-conditional models. `watch` wraps the sequence of steps, as `tqdm` does.
         """
-        first, later = jax.random.split(key)
-        x = jax.random.normal(first, (*shape, self._channels))
+        x = self._draw(keys, jnp.asarray(len(self._timesteps)), (*size, self._channels))
         for i in watch(range(len(self._timesteps) - 1, -1, -1)):
-            x = self._step(self._parameters, x, jnp.asarray(i), later, labels)
+            x = self._step(self._parameters, x, jnp.asarray(i), keys, labels)
         return x
