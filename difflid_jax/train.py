@@ -34,7 +34,7 @@ from difflid_jax import experiment
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
-from difflid_jax.network.difflid import DiffLI2D
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.program import Refused, run
 from difflid_jax.training import loop, throughput, workdir
 from difflid_jax.training import mesh as devices
@@ -67,17 +67,13 @@ def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
     mesh = devices.make_mesh()
     devices.check_batch_size(mesh, config.data.batch_size)
     features = experiment.open_features(config)
-    network = DiffLI2D(
-        schema.network_spec(config, features.channels),
-        dtype=jnp.dtype(config.network.dtype),
-        rngs=nnx.Rngs(config.seed),
-    )
-    graph, params = nnx.split(network)
-    _check_crop(config, math.lcm(features.multiple, network.spec.stride))
+    spec = schema.network_spec(config, features.channels)
+    _check_crop(config, math.lcm(features.multiple, spec.stride))
     pictures = experiment.open_pictures(config, "train")
     Batches(pictures, schema.crop_spec(config), config.data.batch_size)  # refuses pictures under the crop
     validation, test = (experiment.open_evaluation(config, role) for role in ("validation", "test"))
     optimizer = schema.optimizer_spec(config, len(pictures))
+    graph, params = _new_network(spec, jnp.dtype(config.network.dtype), config.seed)
     state = initial_state(params, optimizer, config.seed)
     # Room for the latest checkpoints, the best one, and one that is being written.
     workdir.check(folder, _bytes(state) * (config.training.keep + 2))
@@ -99,7 +95,7 @@ def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
     compiled = step.compile()
     scorer = Scorer(
         graph,
-        network.spec.stride,
+        spec.stride,
         features,
         frozen,
         mesh,
@@ -131,6 +127,7 @@ def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
             profile_folder=folder / "profile",
         )
         if outcome.signal:
+            log.close()
             return _stopped(outcome.signal, folder)
         params, at = _chosen(checkpoints, outcome)
         trained = nnx.merge(graph, params)
@@ -138,6 +135,7 @@ def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
         if test is not None:
             result = scorer.on(test)(params, lambda: interruption.signal != 0)
             if result is None:
+                log.close()
                 return _stopped(interruption.signal, folder)
             log.evaluation(at, *result, kind="test")
             _write_weights(folder, config, features, trained, step=at, scores=result[0])
@@ -150,6 +148,16 @@ def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
         batches.close()
         checkpoints.close()
     return 0
+
+
+def _new_network(spec: NetworkSpec, dtype, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and random parameters; in one compiled call, for hundreds of small ones take seconds."""
+
+    def make():
+        return DiffLI2D(spec, dtype=dtype, rngs=nnx.Rngs(seed))
+
+    graph = nnx.graphdef(nnx.eval_shape(make))
+    return graph, jax.jit(lambda: nnx.state(make()))()
 
 
 def _batches(config: ConfigDict, mesh, cache: str | Path) -> Batches:
@@ -296,11 +304,17 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
-    flags.DEFINE_string("workdir", "", "Folder of the run: made, or gone on with.")
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The program's flags; a test hands in its own `values`."""
+    config_flags.DEFINE_config_file(
+        "config", None, "The experiment, a file of configs/.", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string("workdir", "", "Folder of the run: made, or gone on with.", flag_values=values)
     flags.DEFINE_bool(
-        "multihost", False, "One of many processes (SLURM and Open MPI are recognised without)."
+        "multihost",
+        False,
+        "One of many processes (SLURM and Open MPI are recognised without).",
+        flag_values=values,
     )
 
 

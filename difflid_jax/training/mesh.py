@@ -6,6 +6,7 @@ else in the training rooms knows how many devices or processes there are.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,9 +53,9 @@ def join_processes(multihost: bool) -> None:
         ) from error
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along the axis `data`."""
-    devices = jax.devices()
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices, by default all of all processes, along the axis `data`."""
+    devices = devices or jax.devices()
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 

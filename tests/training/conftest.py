@@ -1,0 +1,115 @@
+"""A whole experiment that trains in seconds: a random prior, a small network, small pictures."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.weights import store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PRIOR = UNetSpec(
+    image_size=16,
+    model_channels=32,
+    num_res_blocks=1,
+    attention_resolutions=(),
+    channel_mult=(1, 1, 1),
+    num_head_channels=16,
+)
+CONFIG = """
+from difflid_jax import config as schema
+
+def get_config():
+    config = schema.default()
+    config.prior = "{prior}"
+    config.data.dataset = "folders"
+    config.data.train, config.data.validation = "{train}", "{validation}"
+    config.data.crop, config.data.batch_size = 16, 8
+    config.network.preset, config.network.widths, config.network.heads = "", (8, 16), 2
+    config.optimizer.ema = 0.9
+    config.training.steps, config.training.log_every = 12, 2
+    config.training.checkpoint_every, config.training.evaluate_every = 3, 6
+    config.training.tensorboard = False
+    config.evaluation.lpips = False
+    return config
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The experiment's files, and how to run the program on them."""
+
+    config: Path
+    prior: Path
+    environment: dict[str, str]
+
+    def command(self, workdir: Path, *flags: str) -> list[str]:
+        program = [sys.executable, "-m", "difflid_jax.train"]
+        return [*program, f"--config={self.config}", f"--workdir={workdir}", *flags]
+
+    def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(workdir, *flags),
+            env=self.environment | environment,
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, workdir: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
+        process = self.start(workdir, *flags, **environment)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    @staticmethod
+    def trained(workdir: Path) -> dict[str, np.ndarray]:
+        return store.read(workdir / "weights", "restorer").tensors
+
+    @staticmethod
+    def lines(workdir: Path, kind: str) -> list[dict]:
+        said = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in said if line["kind"] == kind]
+
+
+def draw_pairs(folder: Path, count: int, seed: int) -> None:
+    """`count` pairs of smooth pictures, 24×28, the hazy one paler."""
+    generator = np.random.default_rng(seed)
+    for role in ("hazy", "clean"):
+        (folder / role).mkdir(parents=True)
+    for number in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (4, 5, 3), np.uint8))
+        clean = np.asarray(coarse.resize((28, 24), Image.BICUBIC))
+        hazy = (0.5 * clean + 100).astype(np.uint8)
+        Image.fromarray(clean).save(folder / "clean" / f"{number}.png")
+        Image.fromarray(hazy).save(folder / "hazy" / f"{number}.png")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    """The experiment, with one compilation cache for all its runs."""
+    folder = tmp_path_factory.mktemp("tiny")
+    unet = UNet(PRIOR, part="encoder", rngs=nnx.Rngs(0))
+    store.save(folder / "prior", "unet", store.tensors_of(unet), PRIOR.to_dict())
+    draw_pairs(folder / "train", 5, seed=1)
+    draw_pairs(folder / "validation", 3, seed=2)
+    config = folder / "config.py"
+    config.write_text(
+        CONFIG.format(prior=folder / "prior", train=folder / "train", validation=folder / "validation")
+    )
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return Tiny(config, folder / "prior", environment)

@@ -1,0 +1,151 @@
+"""The program as people run it: to its end, killed at any moment, told to stop, on bad input."""
+
+import json
+import random
+import shlex
+import signal
+import time
+
+import numpy as np
+import pytest
+from absl import flags
+
+from difflid_jax import train
+from difflid_jax.training.loop import Interruption
+from difflid_jax.weights import store
+
+# A checkpoint at every step, so that a process is seldom killed outside of writing one.
+OFTEN = (
+    "--config.training.steps=40",
+    "--config.training.checkpoint_every=1",
+    "--config.training.log_every=1",
+)
+
+
+@pytest.fixture(scope="module")
+def config_of(tiny):
+    """Flags → the config as the program would get it."""
+
+    def read(*given):
+        values = flags.FlagValues()
+        train.define_flags(values)
+        arguments = ["train", f"--config={tiny.config}", *given]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", arguments)  # where config_flags looks for the fields
+            values(arguments)
+        return values.config
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = tiny.run(workdir, *OFTEN)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def test_a_run_leaves_what_the_next_programs_need(tiny, undisturbed):
+    assert {path.name for path in undisturbed.iterdir()} == {
+        "config.json", "metrics.jsonl", "checkpoints", "sheets", "weights", "cache"
+    }  # fmt: skip
+    weights = store.read(undisturbed / "weights", "restorer")
+    assert weights.metadata["prior"] == str(tiny.prior)
+    assert weights.metadata["prior_sha256"] == store.read(tiny.prior, "unet").sha256
+    assert weights.metadata["features"]["times"] == [0, 500]
+    assert weights.metadata["config"] == json.loads((undisturbed / "config.json").read_text())
+    assert weights.architecture["feature_channels"] == 32
+    validation = tiny.lines(undisturbed, "validation")
+    assert [line["step"] for line in validation] == [6, 12, 18, 24, 30, 36, 40]
+    best = max(validation, key=lambda line: line["psnr"])
+    assert weights.metadata["step"] == best["step"]
+    assert len(tiny.lines(undisturbed, "train")) == 40
+    assert len(list((undisturbed / "sheets").glob("*.png"))) == 7
+
+
+def interrupted_at_random(tiny, workdir, often, number, generator):
+    """Start the program, wait for a step that is new, and a little longer, and send a signal; its result."""
+    seen = len(tiny.lines(workdir, "train")) if (workdir / "metrics.jsonl").exists() else 0
+    process = tiny.start(workdir, *often)
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if (workdir / "metrics.jsonl").exists():
+            steps = (workdir / "metrics.jsonl").read_text().count('"kind": "train"')
+            if 0 < steps != seen:
+                break
+        time.sleep(0.01)
+    time.sleep(generator.uniform(0, 0.4))
+    process.send_signal(number)
+    err = process.communicate(timeout=240)[1]
+    return process.returncode, err
+
+
+def assert_same_run(tiny, workdir, undisturbed):
+    for kind in ("train", "validation"):
+        lines, expected = tiny.lines(workdir, kind), tiny.lines(undisturbed, kind)
+        for line in lines + expected:
+            line.pop("images_per_second", None), line.pop("seconds_left", None)
+        assert lines == expected
+    trained, expected = tiny.trained(workdir), tiny.trained(undisturbed)
+    assert trained.keys() == expected.keys()
+    for name, value in trained.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def kill_and_compare(tiny, workdir, undisturbed, often, kills):
+    generator = random.Random()
+    for _ in range(kills):
+        code, err = interrupted_at_random(tiny, workdir, often, signal.SIGKILL, generator)
+        assert code == -signal.SIGKILL, err
+    code, err = interrupted_at_random(tiny, workdir, often, signal.SIGTERM, generator)
+    assert code == 128 + signal.SIGTERM, err
+    command = shlex.split(err.rsplit("To resume: ")[1])
+    assert command[:3] == ["python", "-m", "difflid_jax.train"]
+    assert command[3:] == tiny.command(workdir, *often)[3:]
+    result = tiny.run(workdir, *often)
+    assert result.returncode == 0, result.stderr
+    assert "resumed after step" in result.stderr and "damaged" not in result.stderr
+    assert_same_run(tiny, workdir, undisturbed)
+
+
+def test_killed_three_times_and_stopped_once_it_ends_with_the_same_bits(tiny, tmp_path, undisturbed):
+    kill_and_compare(tiny, tmp_path / "run", undisturbed, OFTEN, kills=3)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_with_the_same_bits(tiny, tmp_path):
+    often = ("--config.training.steps=300", *OFTEN[1:])
+    assert tiny.run(tmp_path / "undisturbed", *often).returncode == 0
+    kill_and_compare(tiny, tmp_path / "run", tmp_path / "undisturbed", often, kills=20)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.data.crpo=16", "crpo"),
+        ("--config.data.crop=wide", "wide"),
+        ("--config.data.crop=64", "config.data.crop|24, width 28|64"),
+        ("--config.data.crop=18", "config.data.crop must be a multiple of 4"),
+        ("--config.features.times=(0,1000)", "features.times.*1000"),
+        ("--config.data.train=/nowhere", "config.data.train.*/nowhere"),
+        ("--config.data.train=", "config.data.train"),
+        ("--config.prior=", "config.prior is not given.*convert_weights.openai_ddpm"),
+        ("--config.prior=/nowhere", "config.prior.*/nowhere"),
+        ("--config.optimizer.schedule=step", "config.optimizer.schedule must be one of.*'step'"),
+        ("--config.training.steps=-1", "config.training.steps must be 0 or more, not -1"),
+        ("--config.data.haze.beta=(2.0,1.0)", "config.data.haze.beta"),
+        ("--config.evaluation.protocol=best", "config.evaluation.protocol must be one of"),
+        ("--config.network.widths=(8,17)", "config.network.widths"),
+        ("--config.data.batch_size=0", "config.data.batch_size must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(config_of, tmp_path, capsys, flag, said):
+    workdir = tmp_path / "run"
+    with pytest.raises((ValueError, OSError, AttributeError, KeyError, flags.Error), match=said) as caught:
+        config = config_of(flag)
+        train.schema.check(config)
+        with Interruption() as interruption:
+            train.train(config, workdir, interruption)
+    assert not workdir.exists()
+    assert len(str(caught.value)) < 700
