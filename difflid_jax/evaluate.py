@@ -38,6 +38,7 @@ from difflid_jax.metrics.lpips import CHANNELS, Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
 from difflid_jax.program import Refused, run
 from difflid_jax.restoration.methods import METHODS, Method, load_methods
+from difflid_jax.restoration.restorer import use_compilation_cache
 from difflid_jax.training import mesh
 
 
@@ -63,6 +64,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )
     define("enum", "lpips", "alex", [*CHANNELS, "none"], "Network of LPIPS, or none to leave it out.")
     define("string", "fid", "", "Inception weights (from convert_weights.perceptual): computes the FID too.")
+    define(
+        "string", "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side in pixels."
+    )
     define("string", "output", "", "FILE.json for the scores, with a CSV and sheets beside it.")
     define("bool", "allow_missing", False, "Score what is there of a data set that is not whole, and say so.")
     flags.DEFINE_alias("allow-missing", "allow_missing", flag_values=values)
@@ -72,6 +76,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    use_compilation_cache()
     return score(flags.FLAGS)
 
 
@@ -134,8 +139,12 @@ def _config(options: flags.FlagValues) -> ConfigDict | None:
             config = schema.from_json(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path}: expected the config of a training run, found {error}") from error
-    if config is not None:
-        schema.check(config)
+    if config is None:
+        return None
+    schema.check(config)
+    source = config.data.test_source or config.data.source
+    if not (config.data.test or source == "photographs" or options.data or options.clean):
+        raise Refused("the config names no test set: give --config.data.test=PATH with --config, or --data")
     return config
 
 
@@ -147,14 +156,10 @@ def _test_set(options: flags.FlagValues, config: ConfigDict | None) -> TestSet:
         return open_test_set(f"{options.hazy}|{options.clean}", allow_missing=missing)
     if options.data:
         return open_test_set(options.data, options.dataset, allow_missing=missing)
-    data = config.data
-    source = data.test_source or data.source
-    if not data.test and source != "photographs":
-        raise Refused("the config names no test set: give --config.data.test=PATH with --config, or --data")
     return open_test_set(
-        data.test,
-        data.test_dataset or data.dataset,
-        source=source,
+        config.data.test,
+        config.data.test_dataset or config.data.dataset,
+        source=config.data.test_source or config.data.source,
         haze=schema.haze_spec(config),
         allow_missing=missing,
     )
@@ -166,7 +171,7 @@ def _methods(options: flags.FlagValues) -> list[Method]:
     weights = list(options.weights)
     if options.workdir and (not options.method or "difflid" in options.method):
         weights.insert(0, str(Path(options.workdir) / "weights"))
-    return load_methods(options.method or ([] if weights else ["difflid"]), weights)
+    return load_methods(options.method or ([] if weights else ["difflid"]), weights, tile=options.tile)
 
 
 def _output(options: flags.FlagValues) -> Path | None:

@@ -26,6 +26,7 @@ from difflid_jax.metrics.lpips import Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
 from difflid_jax.program import Refused, run
 from difflid_jax.restoration.methods import Method, load_methods
+from difflid_jax.restoration.restorer import use_compilation_cache
 
 
 def parse(text: str) -> tuple[str, str, str]:
@@ -61,8 +62,11 @@ def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     if len(argv) > 1 or not options.data or not options.output.endswith(".json"):
         raise Refused("give --data=TITLE=WHAT:PATH (one or more) and --output=FILE.json, see --help")
+    use_compilation_cache()
     named = [parse(text) for text in options.data]
-    methods = load_methods(["identity", "dark_channel_prior"]) + load_methods([], options.weights)
+    methods = load_methods(["identity", "dark_channel_prior"]) + load_methods(
+        [], options.weights, tile=options.tile
+    )
     sets = [(title, open_set(*where, allow_missing=options.allow_missing)) for title, *where in named]
     lpips = Lpips("alex")
     output = Path(options.output)
@@ -84,6 +88,9 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     flags.DEFINE_multi_string("data", [], "TITLE=WHAT:PATH of a data set; may be given several times.")
     flags.DEFINE_list("weights", ["haze"], "A row each: shipped names, folders or LABEL=FOLDER.")
+    flags.DEFINE_string(
+        "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side in pixels."
+    )
     flags.DEFINE_enum("protocol", "paper", list(PROTOCOLS), "How a pair is scored.")
     flags.DEFINE_string("output", "", "FILE.json; the Markdown goes to FILE.md.")
     flags.DEFINE_bool("allow_missing", False, "Score what is there of sets that are not whole, and say so.")

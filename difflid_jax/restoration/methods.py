@@ -14,6 +14,7 @@ from flax import nnx
 
 from difflid_jax.restoration.dark_channel import dark_channel_prior
 from difflid_jax.restoration.peers import AODNet, DehazeNet, recover
+from difflid_jax.restoration.restorer import load_restorer
 from difflid_jax.weights import store
 
 METHODS = ("identity", "dark_channel_prior", "aod_net", "dehazenet", "difflid")
@@ -38,12 +39,15 @@ class Method:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def load_methods(names: Sequence[str], weights: Sequence[str] = ()) -> list[Method]:
+def load_methods(
+    names: Sequence[str], weights: Sequence[str] = (), *, tile: str | int = "off"
+) -> list[Method]:
     """Methods by name, each with those of `weights` that are of its kind.
 
-    An element of `weights` is a shipped name or a folder, or LABEL=FOLDER to name its row. Without `names`:
-    the methods of the weights. A method with several weights gives several rows, named `method (weights)`
-    where they have no label. `difflid` without weights takes the shipped ones.
+    An element of `weights` is a shipped name, a folder or a run's workdir, or LABEL=FOLDER to name its row.
+    Without `names`: the methods of the weights. A method with several weights gives several rows, named
+    `method (weights)` where they have no label. `difflid` without weights takes the shipped ones.
+    `tile` is the restorer's: 'off' restores whole pictures, as training's evaluation and the paper do.
 
     Raises: ValueError for an unknown name, weights without a method or a method without weights;
         FileNotFoundError for weights that are not there.
@@ -72,7 +76,7 @@ def load_methods(names: Sequence[str], weights: Sequence[str] = ()) -> list[Meth
             several = by_method.get(name) or [("", _shipped(name))]
             for label, folder in several:
                 unnamed = f"{name} ({folder})" if len(several) > 1 else name
-                methods.append(_with_weights(name, folder, label or unnamed))
+                methods.append(_with_weights(name, folder, label or unnamed, tile))
     labels = [method.name for method in methods]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(f"--weights: two rows would be called {twice[0]!r}; name them with LABEL=FOLDER")
@@ -81,7 +85,12 @@ def load_methods(names: Sequence[str], weights: Sequence[str] = ()) -> list[Meth
 
 def _label_and_folder(given: str) -> tuple[str, str]:
     label, equals, folder = given.partition("=")
-    return ("", given) if not equals or Path(given).exists() else (label, folder)
+    if not equals or Path(given).exists():
+        label, folder = "", given
+    of_a_run = Path(folder) / "weights"
+    if (of_a_run / store.FILE).is_file() and not (Path(folder) / store.FILE).is_file():
+        folder = str(of_a_run)
+    return label, folder
 
 
 def _shipped(name: str) -> str:
@@ -93,9 +102,9 @@ def _shipped(name: str) -> str:
     )
 
 
-def _with_weights(name: str, folder: str, label: str) -> Method:
+def _with_weights(name: str, folder: str, label: str, tile: str | int) -> Method:
     if name == "difflid":
-        return _difflid(folder, label)
+        return _difflid(folder, label, tile)
     weights = store.read(folder, name)
     network = nnx.eval_shape(lambda: _PEERS[name](rngs=nnx.Rngs(0)))
     store.fill(network, weights.tensors, where=str(weights.path))
@@ -110,8 +119,8 @@ def _with_weights(name: str, folder: str, label: str) -> Method:
     return Method(label, restore, parameters, 0, facts)
 
 
-def _difflid(folder: str, label: str) -> Method:
-    from difflid_jax.restoration.restorer import load_restorer
-
-    restorer = load_restorer(folder)
-    return Method(label, restorer.restore_array)
+def _difflid(folder: str, label: str, tile: str | int) -> Method:
+    restorer = load_restorer(folder, tile=tile)
+    facts = {name: value for name, value in restorer.facts.items() if name not in ("config", "noise_seed")}
+    facts |= {"seed": restorer.facts.get("noise_seed", 0), "tile": tile}
+    return Method(label, restorer.restore_array, restorer.parameters, restorer.frozen_parameters, facts)

@@ -13,12 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
+from flax import nnx
 from PIL import Image
 
 from convert_weights.peers import convert
+from difflid_jax import config as schema
 from difflid_jax import evaluate as program
 from difflid_jax.data.images import read_image, write_png
+from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.features.h_space import HSpaceSpec
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.restoration.methods import load_methods
+from difflid_jax.restoration.restorer import load_restorer
 from difflid_jax.weights import store
 
 
@@ -56,6 +62,67 @@ def peers(shared: Path, tmp_path_factory) -> Path:
         kind, tensors = convert(shared / "data" / "peer_weights" / file)
         store.save(folder / kind, kind, tensors, {})
     return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, drawn) -> Path:
+    """A run as training leaves it: a small network, its prior, a config."""
+    folder = tmp_path_factory.mktemp("run")
+    prior = UNetSpec(16, 32, 1, (), (1, 1), num_head_channels=16)
+    unet = drawn(lambda: UNet(prior, rngs=nnx.Rngs(0)))
+    store.save(folder / "prior", "unet", store.tensors_of(unet), prior.to_dict())
+    spec = NetworkSpec(widths=(8, 16), feature_channels=prior.bottleneck_channels, heads=2)
+    store.save(
+        folder / "weights",
+        "restorer",
+        store.tensors_of(drawn(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0)))),
+        spec.to_dict(),
+        prior=str(folder / "prior"),
+        prior_sha256=store.read(folder / "prior", "unet").sha256,
+        features=HSpaceSpec(times=(0, 300)).to_dict(),
+        noise_seed=5,
+    )
+    config = schema.default()
+    config.evaluation.protocol = "uint8"
+    config.data.dataset = "folders"
+    (folder / "config.json").write_text(schema.to_json(config))
+    return folder
+
+
+def test_a_run_is_scored_with_its_own_weights_config_and_protocol(folders, workdir, capsys):
+    config = schema.from_json((workdir / "config.json").read_text())
+    config.data.test = str(folders)
+    (workdir / "config.json").write_text(schema.to_json(config))
+    assert run(f"--workdir={workdir}", "--lpips=none") == 0
+    written = json.loads((workdir / "evaluation" / "scores.json").read_text())
+    restorer = load_restorer(workdir)
+    assert written["method"] == "difflid" and written["protocol"] == "uint8" and written["seed"] == 5
+    assert written["sha256"] == store.read(workdir / "weights", "restorer").sha256
+    assert (written["parameters"], written["frozen_parameters"]) == (
+        restorer.parameters,
+        restorer.frozen_parameters,
+    )
+    restored = restorer(
+        read_image(folders / "hazy" / "2_1.png")
+    )  # uint8 in, uint8 out: the protocol's rounding
+    error = restored.astype(float) - read_image(folders / "clean" / "2.png")
+    assert written["images"][2]["psnr"] == pytest.approx(
+        20 * np.log10(255) - 10 * np.log10((error**2).mean()), abs=1e-3
+    )
+    assert "| difflid " in capsys.readouterr().out
+    rows = load_methods(["identity", "difflid"], [str(workdir), f"mine={workdir}"])
+    assert [row.name for row in rows] == ["identity", f"difflid ({workdir / 'weights'})", "mine"]
+
+
+def test_a_run_without_a_test_set_or_with_a_damaged_config_is_refused(workdir, tmp_path):
+    config = schema.default()
+    (tmp_path / "config.json").write_text(schema.to_json(config))
+    with pytest.raises(program.Refused, match=r"config\.data\.test"):
+        run(f"--workdir={tmp_path}", f"--weights={workdir}", "--method=identity")
+    for text in ("no JSON", "[]", schema.to_json(config).replace("seed", "sed")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config"):
+            run(f"--workdir={tmp_path}", "--method=identity")
 
 
 def test_means_images_csv_and_table_say_the_same(folders, pairs_flags, capsys):
