@@ -133,12 +133,21 @@ class _Share:
         hazy, clean = (picture[role].astype(np.float32) / 255 for role in ("hazy", "clean"))
         cold = hazy.shape not in self.sizes
         self.sizes.add(hazy.shape)
-        if cold and self.warm_up:
-            self.restore(hazy)
-            cold = False
-        start = time.perf_counter()
-        restored = np.asarray(self.restore(hazy))
-        seconds = time.perf_counter() - start
+        try:
+            if cold and self.warm_up:
+                self.restore(hazy)
+                cold = False
+            start = time.perf_counter()
+            restored = np.asarray(self.restore(hazy))
+            seconds = time.perf_counter() - start
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            height, width = hazy.shape[:2]
+            raise ValueError(
+                f"{self.method}, image {picture['name']!r}: {width}×{height} pixels need more memory than "
+                "this device has; restore in tiles (--tile=auto) or use a larger device"
+            ) from error
         floats = jnp.issubdtype(restored.dtype, jnp.floating)
         if restored.shape != clean.shape or not floats or not np.isfinite(restored).all():
             wrong = f", {np.count_nonzero(~np.isfinite(restored)):,} values not finite" if floats else ""

@@ -4,6 +4,7 @@ import json
 import math
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,6 +121,14 @@ def test_a_picture_scored_twice_or_never_is_no_result(monkeypatch):
 def test_what_is_no_restored_picture_is_named(restore, said):
     with pytest.raises(ValueError, match=rf"m.*picture_0.*{said}"):
         evaluate(restore, Pictures(), method="m", progress=False)
+
+
+def test_a_picture_that_takes_too_much_memory_is_named():
+    def exhausts(hazy):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    with pytest.raises(ValueError, match=r"picture_0.*20×16.*tiles"):
+        evaluate(exhausts, Pictures(), method="m", progress=False)
 
 
 def test_time_leaves_out_the_first_call_of_each_size():
