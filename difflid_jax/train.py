@@ -36,6 +36,7 @@ from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.program import Refused, run
+from difflid_jax.restoration.restorer import Restorer, use_compilation_cache
 from difflid_jax.training import loop, throughput, workdir
 from difflid_jax.training import mesh as devices
 from difflid_jax.training.checkpoints import Checkpoints
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         raise Refused("give --config=configs/NAME.py and --workdir=FOLDER, see --help")
     schema.check(options.config)
     devices.join_processes(options.multihost)
+    use_compilation_cache()
     with Interruption() as interruption:
         return train(options.config, Path(options.workdir), interruption)
 
@@ -94,12 +96,9 @@ def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
     step = _lower(config, mesh, graph, features, optimizer, state, frozen)
     compiled = step.compile()
     scorer = Scorer(
-        graph,
-        spec.stride,
-        features,
+        _restoring(graph, params, features, config.features.noise_seed),
         frozen,
         mesh,
-        noise_seed=config.features.noise_seed,
         protocol=config.evaluation.protocol,
         batch_size=config.evaluation.batch_size,
         lpips=config.evaluation.lpips,
@@ -210,6 +209,17 @@ def _lower(
     step = make_step(restoration_loss(graph, apply), optimizer)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(mesh))
     return compiled.lower(state, frozen, {"hazy": pictures, "clean": pictures})
+
+
+def _restoring(graph: nnx.GraphDef, params: Any, features: FrozenFeatures, noise_seed: int):
+    """(params, frozen) → how `evaluate` restores a picture with weights of these parameters."""
+    restorer = Restorer(nnx.merge(graph, params), features, noise_seed=noise_seed, tile="off")
+
+    def restoring(params, frozen):
+        restorer.weights, restorer.frozen = params, frozen
+        return restorer.restore_array
+
+    return restoring
 
 
 def _chosen(checkpoints: Checkpoints, outcome: loop.Outcome) -> tuple[Any, int]:

@@ -94,10 +94,10 @@ def draw_pairs(folder: Path, count: int, seed: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Tiny:
+def tiny(drawn, tmp_path_factory) -> Tiny:
     """The experiment, with one compilation cache for all its runs."""
     folder = tmp_path_factory.mktemp("tiny")
-    unet = UNet(PRIOR, part="encoder", rngs=nnx.Rngs(0))
+    unet = drawn(lambda: UNet(PRIOR, part="encoder", rngs=nnx.Rngs(0)))
     store.save(folder / "prior", "unet", store.tensors_of(unet), PRIOR.to_dict())
     draw_pairs(folder / "train", 5, seed=1)
     draw_pairs(folder / "validation", 3, seed=2)

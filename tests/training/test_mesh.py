@@ -27,10 +27,10 @@ from difflid_jax.training.step import initial_state, make_step
 
 prior, folder = sys.argv[1:]
 features = build_features("h_space", prior)
-graph, params = nnx.split(DiffLI2D(NetworkSpec((8, 16), features.channels, heads=2), rngs=nnx.Rngs(0)))
-# A head of zeros would hide every gradient but its own.
-wave = lambda p: 0.05 * jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape)
-params = jax.tree.map(lambda p: p + wave(p), params)
+spec = NetworkSpec((8, 16), features.channels, heads=2)
+graph, shapes = nnx.split(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
+draw = np.random.default_rng(1).standard_normal
+params = jax.tree.map(lambda p: jnp.asarray(0.1 * draw(p.shape), jnp.float32), shapes)
 optimizer = OptimizerSpec(steps=10, halve_every=5, learning_rate=1e-3)
 pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 16, 3), np.uint8)
 
