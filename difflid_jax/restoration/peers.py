@@ -59,9 +59,18 @@ class DehazeNet(nnx.Module):
         f = f.reshape(*f.shape[:-1], 4, 4).max(axis=-1)
         scales = (self.scale3(_mirror(f, 1, 1)), self.scale5(_mirror(f, 2, 2)), self.scale7(_mirror(f, 3, 3)))
         f = jnp.concatenate(scales, axis=-1)
-        f = jax.lax.reduce_window(f, -jnp.inf, jax.lax.max, (1, 7, 7, 1), (1, 1, 1, 1), "SAME")
+        for window in ((1, 7, 1, 1), (1, 1, 7, 1)):
+            f = jax.lax.reduce_window(f, -jnp.inf, jax.lax.max, window, (1, 1, 1, 1), "SAME")
+        return jnp.clip(self._regress(f), 0, 1)
+
+    def _regress(self, f: jax.Array) -> jax.Array:
+        """The 6×6 convolution to one channel, as a sum of 36 taps: XLA's own takes ten times as long."""
+        kernel = self.regression.kernel[..., 0].reshape(36, -1)
         # Matlab's imfilter puts the centre of a 6×6 kernel at its third row and column.
-        return jnp.clip(self.regression(_mirror(f, 2, 3))[..., 0], 0, 1)
+        taps = jnp.einsum("bhwc,kc->bhwk", _mirror(f, 2, 3), kernel, precision=jax.lax.Precision.HIGHEST)
+        height, width = f.shape[1:3]
+        shifted = (taps[:, i : i + height, j : j + width, 6 * i + j] for i, j in np.ndindex(6, 6))
+        return sum(shifted) + self.regression.bias[...]
 
 
 def recover(image: np.ndarray, transmission: np.ndarray) -> np.ndarray:
