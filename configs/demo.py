@@ -24,7 +24,7 @@ def get_config():
     config.data.batch_size = 4
     config.features.downscale = 2
     config.network.preset = "slim"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.optimizer.ema = 0.99

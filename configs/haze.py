@@ -12,7 +12,7 @@ airlight is slightly coloured, a part of the crops is compressed, brightened or 
 pictures at half to full size. Everything is chosen on NYU ids 1300–1399; SOTS and I-HAZE are only ever
 scored at the end.
 
-Not the paper's: widths 24 to 192 instead of 64 to 512, a prior of our own that sees the picture at half its
+Not the paper's: widths 16 to 128 instead of 64 to 512, a prior of our own that sees the picture at half its
 size (so that h is H/32 × W/32, as in the paper), one cosine instead of steps, averaged weights.
 """
 
@@ -25,22 +25,21 @@ def get_config():
     config.prior = "photos64"
     config.data.source = "photographs"
     config.data.resize = True
-    config.data.batch_size = 4
+    config.data.batch_size = 8
     config.data.haze.beta = (0.5, 1.8)
     config.data.haze.tint = 0.03
     config.data.haze.gamma = (0.9, 1.1)
     config.data.haze.noise = 0.01
     config.data.haze.jpeg = (75, 98)
     config.features.downscale = 2
-    config.network.preset = ""
-    config.network.widths = (24, 48, 96, 192)
+    config.network.preset = "slim"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.ema = 0.999
     config.optimizer.clip = 1.0
-    config.training.steps = 6_000
-    config.training.evaluate_every = 1_500
+    config.training.steps = 3_000
+    config.training.evaluate_every = 1_000
     config.training.checkpoint_every = 500
     config.evaluation.lpips = False
     config.evaluation.limit = 10

@@ -7,7 +7,7 @@ F' = W_O · Softmax(QKᵀ/√d) V + F
 import jax
 from flax import nnx
 
-from difflid_jax.network.attention import attend, split_heads
+from difflid_jax.network.attention import attend
 
 
 class ContentIntegration(nnx.Module):
@@ -21,9 +21,9 @@ class ContentIntegration(nnx.Module):
         self.query = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.key = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+        # Zero at the start: the block then hands F through.
+        self.out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, f: jax.Array, h: jax.Array) -> jax.Array:
         h = self.compress(h)
-        q, k, v = (split_heads(x, self.heads) for x in (self.query(f), self.key(h), self.value(h)))
-        return self.out(attend(q, k, v).reshape(f.shape)) + f
+        return f + attend(f, self.key(h), self.value(h), query=self.query, out=self.out, heads=self.heads)

@@ -18,8 +18,10 @@ class HazeAwareEnhancement(nnx.Module):
     """
 
     def __init__(self, channels: int, feature_channels: int, *, dtype, rngs: nnx.Rngs):
-        self.scale = nnx.Linear(feature_channels, channels, dtype=dtype, rngs=rngs)
-        self.shift = nnx.Linear(feature_channels, channels, dtype=dtype, rngs=rngs)
+        # Zero at the start: the block then hands F' through. Seven products in a row would else explode.
+        zero = nnx.initializers.zeros
+        self.scale = nnx.Linear(feature_channels, channels, kernel_init=zero, dtype=dtype, rngs=rngs)
+        self.shift = nnx.Linear(feature_channels, channels, kernel_init=zero, dtype=dtype, rngs=rngs)
         self.gate = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(

@@ -9,7 +9,7 @@ width chosen so that the parameters equal those of the module replaced. It sees 
 import jax
 from flax import nnx
 
-from difflid_jax.network.attention import attend, split_heads
+from difflid_jax.network.attention import attend
 
 
 class SelfAttention(nnx.Module):
@@ -22,13 +22,13 @@ class SelfAttention(nnx.Module):
         self.query = nnx.Linear(channels, inner, dtype=dtype, rngs=rngs)
         self.key = nnx.Linear(channels, inner, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(channels, inner, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(inner, channels, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(inner, channels, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, f: jax.Array, grid: tuple[int, int]) -> jax.Array:
         pooled = _pool(f, grid)
-        q = split_heads(self.query(f), self.heads)
-        k, v = (split_heads(x, self.heads) for x in (self.key(pooled), self.value(pooled)))
-        return self.out(attend(q, k, v).reshape(*f.shape[:3], -1)) + f
+        return f + attend(
+            f, self.key(pooled), self.value(pooled), query=self.query, out=self.out, heads=self.heads
+        )
 
 
 def _pool(f: jax.Array, grid: tuple[int, int]) -> jax.Array:

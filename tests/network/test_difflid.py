@@ -17,11 +17,17 @@ def parameters(spec: NetworkSpec) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
 
 
-def randomised(spec: NetworkSpec, seed: int = 0) -> DiffLI2D:
-    """A network whose zero-initialised head is drawn too, so that its output differs from its input."""
-    network = DiffLI2D(spec, rngs=nnx.Rngs(seed))
-    network.head.kernel[...] = 0.1 * jax.random.normal(jax.random.key(9), network.head.kernel.shape)
-    return network
+def randomised(module: nnx.Module, seed: int = 0) -> nnx.Module:
+    """`module` with everything that starts at zero drawn, too, so that all of it takes part."""
+    state = nnx.state(module)
+    leaves, tree = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    drawn = [
+        leaf if leaf.any() else 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    nnx.update(module, jax.tree.unflatten(tree, drawn))
+    return module
 
 
 def test_the_paper_preset_has_the_papers_parameters():
@@ -51,7 +57,7 @@ def test_an_untrained_network_returns_its_input():
 def test_cim_is_equation_6():
     f = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
     h = jax.random.normal(jax.random.key(1), (2, 3, 2, 5))
-    module = cim.ContentIntegration(8, 5, 2, dtype=jnp.float32, rngs=nnx.Rngs(3))
+    module = randomised(cim.ContentIntegration(8, 5, 2, dtype=jnp.float32, rngs=nnx.Rngs(3)))
     hc = module.compress(h).reshape(2, 6, 8)
     q, k, v = module.query(f).reshape(2, 24, 8), module.key(hc), module.value(hc)
     heads = []
@@ -66,7 +72,7 @@ def test_cim_is_equation_6():
 def test_hae_is_equations_7_and_8():
     f = jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
     h = jax.random.normal(jax.random.key(1), (2, 4, 6, 5))  # F's size: nothing to resample
-    module = hae.HazeAwareEnhancement(8, 5, dtype=jnp.float32, rngs=nnx.Rngs(3))
+    module = randomised(hae.HazeAwareEnhancement(8, 5, dtype=jnp.float32, rngs=nnx.Rngs(3)))
     modulated = module.scale(h) * f + module.shift(h)
     gate = jax.nn.sigmoid(module.gate(modulated.mean((1, 2))))[:, None, None]
     restored, found = module(f, h)
@@ -74,15 +80,22 @@ def test_hae_is_equations_7_and_8():
     np.testing.assert_allclose(restored, gate * modulated + f, rtol=1e-5, atol=1e-6)
 
 
-def test_attention_in_chunks_equals_attention_at_once(monkeypatch):
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 2, 4)) for i, n in ((0, 37), (1, 5), (2, 5)))
-    whole = attention.attend(q, k, v)
-    monkeypatch.setattr(attention, "_MAX_SCORES", 10 * 2 * 2 * 5)
-    np.testing.assert_allclose(attention.attend(q, k, v), whole, rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("keys", [(2, 3), (8, 9)])  # few keys fold into the projections, many do not
+def test_attention_is_the_same_in_any_order_and_chunk(keys, monkeypatch):
+    f = jax.random.normal(jax.random.key(0), (2, 5, 7, 8))
+    k, v = (jax.random.normal(jax.random.key(i), (2, *keys, 12)) for i in (1, 2))
+    query, out = (randomised(nnx.Linear(*size, rngs=nnx.Rngs(3))) for size in ((8, 12), (12, 8)))
+    q = query(f).reshape(2, 35, 3, 4)
+    heads = [x.reshape(2, -1, 3, 4) for x in (k, v)]
+    expected = out(jax.nn.dot_product_attention(q, *heads).reshape(2, 5, 7, 12))
+    for scores in (1 << 24, 10 * 2 * 3 * k.shape[1] * k.shape[2]):
+        monkeypatch.setattr(attention, "_MAX_SCORES", scores)
+        found = attention.attend(f, k, v, query=query, out=out, heads=3)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tiles_with_the_whole_pictures_features_and_gates_equal_the_whole():
-    network = randomised(SMALL)
+    network = randomised(DiffLI2D(SMALL, rngs=nnx.Rngs(0)))
     rows, columns, margin = 64, 96, 32
     hazy = jax.random.uniform(jax.random.key(0), (1, rows, columns, 3), minval=-1)
     h1, h2 = (jax.random.normal(jax.random.key(i), (1, 4, 6, 12)) for i in (1, 2))
