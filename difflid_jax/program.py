@@ -4,10 +4,16 @@ Exit status: 0 done; 1 done, with failures named; 2 refused (bad input or flags,
 128 + n ended by signal n.
 """
 
+import importlib.metadata
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 from absl import app, flags, logging
+
+# On CPU this makes small convolutions several times faster, and training a U-Net by a sixth. XLA ends the
+# process at a flag that it does not know: only for versions of jaxlib that it was tried on.
+_CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type="}
 
 # Errors that a user's input can cause. Anything else is a defect of ours and keeps its traceback.
 _REFUSALS = (ValueError, OSError, KeyError, AttributeError, TypeError)
@@ -24,6 +30,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     exceptions are defects and keep their traceback. `main` returns the exit status (None means 0).
     """
     logging.set_verbosity(logging.ERROR)
+    tune_cpu(os.environ)
 
     def guarded(argv: Sequence[str]) -> None:
         try:
@@ -34,6 +41,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         sys.exit(status or 0)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def tune_cpu(environment: MutableMapping[str, str]) -> None:
+    """Set the XLA flags that help on CPU, unless `environment` says anything of XLA's flags already.
+
+    XLA reads them when JAX first computes something, so that it is early enough at a program's start.
+    """
+    flag = _CPU_FLAGS.get(importlib.metadata.version("jaxlib"))
+    if flag and "XLA_FLAGS" not in environment:
+        environment["XLA_FLAGS"] = flag
 
 
 def one_line(error: BaseException) -> str:
