@@ -86,10 +86,10 @@ def score(options: flags.FlagValues) -> int:
     mesh.join_processes(options.multihost)
     config = _config(options)
     methods = _methods(options)
-    test = _test_set(options, config)
     lpips = None if options.lpips == "none" else Lpips(options.lpips)
     inception = load_inception(options.fid) if options.fid else None
     output = _output(options)
+    test = _test_set(options, config)
     protocol = options.protocol or (config.evaluation.protocol if config else "paper")
     scored = [
         (
@@ -108,6 +108,7 @@ def score(options: flags.FlagValues) -> int:
     if jax.process_index() == 0:
         print(f"{report.table(scored)}\n\n{report.caption(protocol, test, options.lpips)}")
         if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
             written = report.write(output, scored, test, options.lpips)
             print(f"\nWritten: {', '.join(map(str, written))}")
     return 1 if test.left_out else 0
@@ -175,7 +176,7 @@ def _methods(options: flags.FlagValues) -> list[Method]:
 
 
 def _output(options: flags.FlagValues) -> Path | None:
-    """Where the scores go, made sure of before anything is computed."""
+    """Where the scores go: known to be writable before anything is computed, made once they are there."""
     if options.output:
         output = Path(options.output)
     elif options.workdir:
@@ -184,11 +185,12 @@ def _output(options: flags.FlagValues) -> Path | None:
         return None
     if output.is_dir():
         raise Refused(f"--output: {output} is a folder")
-    if jax.process_index() == 0:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    return output
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return output
+    except OSError as error:
+        raise Refused(f"--output: {folder} cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

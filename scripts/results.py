@@ -69,8 +69,6 @@ def main(argv: Sequence[str]) -> int:
     )
     sets = [(title, open_set(*where, allow_missing=options.allow_missing)) for title, *where in named]
     lpips = Lpips("alex")
-    output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     sections, entries = [], []
     for title, test in sets:
         scored = [(method, _evaluated(method, title, test, options.protocol, lpips)) for method in methods]
@@ -80,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
     text = "\n\n".join(sections) + f"\n\nSeconds on {report.device()}, one picture at a time.\n"
     if jax.process_index() == 0:
         print(text)
+        output = Path(options.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(output.with_suffix(".md"), text)
         report.write_json(output, {"sets": entries, **report.circumstances()})
     return 1 if any(test.left_out for _, test in sets) else 0

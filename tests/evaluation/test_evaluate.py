@@ -266,6 +266,8 @@ def test_restored_pictures_must_be_as_many_as_hazy_ones(folders, pairs_flags):
         (["--method=aod_net"], "convert_weights.peers"),
         (["--weights=nowhere"], "nowhere: expected the name of shipped weights"),
         (["--method=identity", "--output=scores.txt"], r"\.json"),
+        (["--method=identity", "--output=/proc/nowhere/scores.json"], "/proc cannot be written"),
+        (["--method=identity", "--fid=nowhere"], "nowhere: expected"),
         (["--method=identity", "--data=elsewhere"], "not both"),
         (["--restored=x", "--method=identity"], "leave out --method"),
     ],
@@ -361,18 +363,15 @@ def test_two_real_processes_give_the_scores_of_one(folders, pairs_flags):
     arguments = [*pairs_flags, "--method=identity,dark_channel_prior", "--lpips=none"]
     run(*arguments, f"--output={folders / 'one.json'}")
     command = [sys.executable, "-m", "difflid_jax.evaluate", *arguments, f"--output={folders / 'two.json'}"]
+    # XLA's flags change the last bits: the processes get those of this one, which programs leave alone.
+    environment = os.environ | {
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
     launched = [
-        subprocess.Popen(
-            command,
-            env=os.environ
-            | {
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(i),
-            },
-            stdout=subprocess.PIPE,
-        )
-        for i in range(2)
+        subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(number)}, stdout=subprocess.PIPE)
+        for number in range(2)
     ]
     printed = [process.communicate(timeout=300)[0] for process in launched]
     assert [process.returncode for process in launched] == [0, 0]
