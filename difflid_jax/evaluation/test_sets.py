@@ -42,14 +42,18 @@ def open_test_set(
     data = open_data(source, root, dataset=dataset, split="test", allow_missing=allow_missing, thorough=True)
     haze = haze or HazeSpec()
     about = {"source": source, "root": root, "dataset": dataset, "fingerprint": data.fingerprint}
-    if data.kind == "depth":
-        about["haze"] = asdict(haze)
     if data.report is None:
         about["summary"], left_out = f"{source} {root}".strip(), ()
     else:
         about["summary"], left_out = data.report.summary, data.report.omitted
         if jax.process_index() == 0:
             print(data.report.text(), file=sys.stderr)
+    if data.kind == "depth":
+        about["haze"] = asdict(haze)
+        (bright, brightest), (thin, thick) = haze.airlight, haze.beta
+        about["summary"] += (
+            f", made hazy with A {bright:g}…{brightest:g}, β {thin:g}…{thick:g}, seed {haze.seed}"
+        )
     pictures = Evaluation(data, haze, process_index=jax.process_index(), process_count=jax.process_count())
     return TestSet(pictures, about, left_out)
 
