@@ -21,7 +21,7 @@ PRIOR = UNetSpec(
     model_channels=32,
     num_res_blocks=1,
     attention_resolutions=(),
-    channel_mult=(1, 1, 1),
+    channel_mult=(1, 1),
     num_head_channels=16,
 )
 CONFIG = """
@@ -35,8 +35,10 @@ def get_config():
     config.data.crop, config.data.batch_size = 16, 8
     config.network.preset, config.network.widths, config.network.heads = "", (8, 16), 2
     config.optimizer.ema = 0.9
-    config.training.steps, config.training.log_every = 12, 2
-    config.training.checkpoint_every, config.training.evaluate_every = 3, 6
+    config.training.steps, config.training.log_every = 30, 1
+    # At every step, so that a process is seldom killed outside of writing one.
+    config.training.checkpoint_every = 1
+    config.training.evaluate_every = 10
     config.training.tensorboard = False
     config.evaluation.lpips = False
     return config
@@ -113,3 +115,12 @@ def tiny(drawn, tmp_path_factory) -> Tiny:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     return Tiny(config, folder / "prior", environment)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny, tmp_path_factory) -> Path:
+    """The workdir of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = tiny.run(workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir

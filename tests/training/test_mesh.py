@@ -52,7 +52,7 @@ _, state, loss, gradients, _ = one_step(1, False)
 norm = np.linalg.norm
 total = norm([norm(g) for g in gradients])
 said = {"leaves": len(gradients), "compared": sum(norm(g) > 1e-6 * total for g in gradients).item()}
-for count, fsdp in ((4, False), (8, False), (8, True)):
+for count, fsdp in ((4, False), (8, True)):
     mesh, other, l, found, split = one_step(count, fsdp)
     far = [norm(f - g) / norm(g) for f, g in zip(found, gradients) if norm(g) > 1e-6 * total]
     whole = norm([norm(f - g) for f, g in zip(found, gradients)]) / total
@@ -85,7 +85,7 @@ def said(tiny, tmp_path_factory):
 
 
 # Sums over the batch are taken in another order: float32 keeps about seven digits.
-@pytest.mark.parametrize("mesh", ["4 False", "8 False", "8 True"])
+@pytest.mark.parametrize("mesh", ["4 False", "8 True"])
 def test_a_step_gives_the_same_loss_and_gradients_on_any_mesh(said, mesh):
     print(said)
     assert said[mesh]["loss"] <= 1e-5
@@ -96,7 +96,7 @@ def test_a_step_gives_the_same_loss_and_gradients_on_any_mesh(said, mesh):
 
 
 def test_fsdp_splits_the_frozen_network_and_nothing_else_does(said):
-    assert said["8 True"]["split"] > 20 and said["8 False"]["split"] == 0
+    assert said["8 True"]["split"] > 20 and said["4 False"]["split"] == 0
 
 
 def test_a_checkpoint_of_eight_devices_is_restored_on_four(said):

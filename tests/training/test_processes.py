@@ -7,15 +7,13 @@ import time
 import numpy as np
 import pytest
 
-STEPS = ("--config.training.steps=24", "--config.training.log_every=1", "--config.training.evaluate_every=12")
 
-
-def launch(tiny, workdir, *flags):
+def launch(tiny, workdir):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     common = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    return [tiny.start(workdir, *flags, **common, JAX_PROCESS_ID=str(number)) for number in range(2)]
+    return [tiny.start(workdir, **common, JAX_PROCESS_ID=str(number)) for number in range(2)]
 
 
 def finish(processes):
@@ -25,19 +23,17 @@ def finish(processes):
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """Alone, and twice as two: told to stop in between through the second process only."""
-    folder = tmp_path_factory.mktemp("processes")
-    alone = tiny.run(folder / "alone", *STEPS)
-    assert alone.returncode == 0, alone.stderr
-    first = launch(tiny, folder / "two", *STEPS)
-    metrics = folder / "two" / "metrics.jsonl"
+    """A run as two processes, told to stop through the second one only, and gone on with as two."""
+    workdir = tmp_path_factory.mktemp("processes") / "run"
+    first = launch(tiny, workdir)
+    metrics = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 2):
         time.sleep(0.01)
     first[1].send_signal(signal.SIGTERM)
     stopped = finish(first)
-    ended = finish(launch(tiny, folder / "two", *STEPS))
-    return folder, stopped, ended
+    ended = finish(launch(tiny, workdir))
+    return workdir, stopped, ended
 
 
 def test_a_signal_to_one_stops_both_at_the_same_step(runs):
@@ -46,24 +42,23 @@ def test_a_signal_to_one_stops_both_at_the_same_step(runs):
     assert "To resume: " in said[0] and "To resume: " not in said[1]
 
 
-def test_they_go_on_and_train_what_one_process_trains(tiny, runs):
-    folder, _, (codes, said) = runs
+def test_they_go_on_and_train_what_one_process_trains(tiny, runs, undisturbed):
+    workdir, _, (codes, said) = runs
     assert codes == [0, 0], said
     assert "in 2 processes" in said[0] and "resumed after step" in said[0]
-    assert not said[1].strip() or "weights" not in said[1]
-    two, alone = tiny.trained(folder / "two"), tiny.trained(folder / "alone")
+    assert "weights of step" in said[0] and "weights of step" not in said[1]
+    losses = [[line["loss"] for line in tiny.lines(run, "train")] for run in (workdir, undisturbed)]
+    assert len(losses[0]) == len(losses[1]) == 30
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    two, alone = tiny.trained(workdir), tiny.trained(undisturbed)
     # Adam divides by the root of a tiny second moment, which magnifies the rounding of the first steps.
     for name, value in alone.items():
         np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
-    losses = [[line["loss"] for line in tiny.lines(folder / run, "train")] for run in ("two", "alone")]
-    assert len(losses[0]) == len(losses[1]) == 24
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_together_they_score_each_picture_once(tiny, runs):
-    folder = runs[0]
-    two, alone = (tiny.lines(folder / run, "validation") for run in ("two", "alone"))
-    assert [line["step"] for line in two] == [line["step"] for line in alone] == [12, 24]
+def test_together_they_score_each_picture_once(tiny, runs, undisturbed):
+    two, alone = (tiny.lines(run, "validation") for run in (runs[0], undisturbed))
+    assert [line["step"] for line in two] == [line["step"] for line in alone] == [10, 20, 30]
     for mine, other in zip(two, alone, strict=True):
         # The mean over three pictures: one scored twice or left out would move it by tenths.
         assert mine["psnr"] == pytest.approx(other["psnr"], rel=1e-5)
