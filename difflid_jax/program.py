@@ -57,7 +57,9 @@ def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    # str() of a KeyError is the repr of its message.
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(said).split()) or type(error).__name__
 
 
 def _program_name(argv: Sequence[str]) -> str:
