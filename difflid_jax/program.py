@@ -57,8 +57,10 @@ def one_line(error: BaseException) -> str:
     """The message of `error` on a single line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    # str() of a KeyError is the repr of its message.
-    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    # ml_collections wraps a KeyError in an AttributeError, and str() of a KeyError is a repr.
+    said = error
+    while isinstance(said, BaseException) and isinstance(said, KeyError | AttributeError) and said.args:
+        said = said.args[0]
     return " ".join(str(said).split()) or type(error).__name__
 
 
