@@ -1,3 +1,25 @@
-"""DiffLI²D (ECCV 2024) in JAX/Flax: dehazing guided by the h-space of a frozen diffusion model."""
+"""DiffLI²D (ECCV 2024) in JAX/Flax: dehazing guided by the h-space of a frozen diffusion model.
+
+    import difflid_jax
+    restorer = difflid_jax.load_restorer()      # or a folder of one's own training run
+    clean = restorer(image)                     # a PIL image, a NumPy or a JAX array
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from difflid_jax.restoration.restorer import Restorer
 
 __version__ = "0.1.0"
+
+
+def load_restorer(name_or_folder: str | os.PathLike = "haze", **options) -> "Restorer":
+    """The restorer of a shipped name ("haze") or of a folder of one's own training run.
+
+    options: see `difflid_jax.restoration.restorer.load_restorer`.
+    """
+    # Here and not above: reading the version should not take as long as loading JAX.
+    from difflid_jax.restoration.restorer import load_restorer
+
+    return load_restorer(name_or_folder, **options)

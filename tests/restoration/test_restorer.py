@@ -1,0 +1,184 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from difflid_jax.features.h_space import HSpaceSpec, h_space
+from difflid_jax.features.prior import load_prior
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.restoration import tiles
+from difflid_jax.restoration.restorer import Restorer, load_restorer
+from difflid_jax.weights import store
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def restorer(restorer_folder):
+    return load_restorer(restorer_folder)
+
+
+def scene(height, width):
+    """Smooth shapes with edges and a little texture, float32 in [0,1]."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    base = 0.5 + 0.3 * np.sin(9 * x + 4 * y) * np.cos(7 * y)
+    base += 0.15 * ((x * 6 % 1 > 0.5) ^ (y * 5 % 1 > 0.5))
+    image = np.stack([base, base**1.2, 0.9 * base + 0.05], -1) + RNG.normal(0, 0.02, (height, width, 3))
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
+def test_what_it_computes_is_the_network_on_its_features(restorer, restorer_folder, prior_folder):
+    unet, schedule, _ = load_prior(prior_folder)
+    weights = store.read(restorer_folder, "restorer")
+    network = DiffLI2D(NetworkSpec.from_dict(weights.architecture), rngs=nnx.Rngs(5))
+    store.fill(network, weights.tensors, where="")
+
+    @jax.jit
+    def restore(x):
+        maps = h_space(unet, schedule, x, jax.random.key(0), HSpaceSpec(downscale=16))
+        return network(x, *maps)[0]
+
+    hazy = scene(64, 96)
+    expected = np.clip((np.asarray(restore((hazy * 2 - 1)[None])[0]) + 1) / 2, 0, 1)
+    found = restorer.restore_array(hazy)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # The tests below would say little about a restorer that does little.
+    assert np.abs(found - hazy).mean() > 0.03
+    np.testing.assert_array_equal(restorer.restore_array(hazy), found)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (31, 3), (61, 90)])
+def test_any_size(restorer, size):
+    hazy = (scene(64, 96)[: size[0], : size[1]] * 255).astype(np.uint8)
+    restored = restorer(hazy)
+    assert restored.shape == hazy.shape and restored.dtype == np.uint8
+    assert (restored != hazy).any()
+
+
+def test_all_kinds_say_the_same(restorer):
+    hazy = (scene(64, 96) * 255).astype(np.uint8)
+    restored = restorer(hazy).astype(int)
+    as_float = restorer(hazy.astype(np.float32) / 255)
+    as_deep = restorer(hazy.astype(np.uint16) * 257)
+    as_image = restorer(Image.fromarray(hazy))
+    as_batch = restorer(hazy[None])
+    assert np.abs(as_float * 255 - restored).max() <= 0.51
+    assert np.abs(as_deep / 257 - restored).max() <= 0.51
+    np.testing.assert_array_equal(np.array(as_image), restored)
+    np.testing.assert_array_equal(as_batch[0], restored)
+
+
+def test_grey_comes_back_grey(restorer):
+    grey = (scene(64, 96)[..., 0] * 255).astype(np.uint8)
+    restored = restorer(grey)
+    assert restored.shape == grey.shape
+    colour = restorer(np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_allclose(restored, colour @ np.array([0.299, 0.587, 0.114]), atol=1)
+
+
+def test_strength_goes_from_the_input_to_the_restored_picture(restorer):
+    hazy = scene(64, 96)
+    full, half = restorer(hazy), restorer(hazy, strength=0.5)
+    np.testing.assert_array_equal(restorer(hazy, strength=0), hazy)
+    np.testing.assert_allclose(half, (full + hazy) / 2, atol=1e-6)
+    for bad in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="strength"):
+            restorer(hazy, strength=bad)
+
+
+@pytest.fixture
+def in_tiles(restorer):
+    restorer.tile = tiles.LEAST_TILE
+    yield restorer
+    restorer.tile = "auto"
+
+
+def smooth(height, width):
+    y, x = np.mgrid[:height, :width] / width
+    return np.stack([0.4 + 0.3 * x, 0.5 + 0.2 * y, 0.6 - 0.2 * x * y], -1).astype(np.float32)
+
+
+@pytest.mark.parametrize("picture", [scene, smooth])
+def test_tiles_do_not_show(in_tiles, picture):
+    """Same features and gates: tiles give what one piece gives, up to the order of sums."""
+    hazy = picture(300, 410)
+    progress = []
+    found = in_tiles(hazy, on_tile=lambda *count: progress.append(count))
+    assert progress == [(i + 1, 12) for i in range(12)]
+    in_tiles.tile = "off"
+    whole = in_tiles.restore_array(hazy)
+    assert np.abs(found - whole).max() <= 0.02 / 255
+    # They would show: a part with features and gates of its own is another picture.
+    alone = in_tiles.restore_array(hazy[:64, :96])
+    assert np.abs(alone - whole[:64, :96])[:32, :64].mean() > 0.3 / 255
+
+
+def test_a_large_picture_is_looked_at_as_a_whole_at_the_working_size(in_tiles, monkeypatch):
+    """No seams, and not far from what features at full size give."""
+    monkeypatch.setattr(tiles, "WORKING_PIXELS", 96 * 128)
+    hazy = smooth(300, 410)
+    found = in_tiles(hazy)
+    change = found - hazy
+    steps = np.abs(np.diff(change, axis=0)).mean((1, 2)), np.abs(np.diff(change, axis=1)).mean((0, 2))
+    for step, length in zip(steps, (304, 416), strict=True):
+        seams = np.zeros(len(step), bool)
+        for span in tiles.spans(length, tiles.LEAST_TILE, 8)[1:]:
+            seams[span.first - 1 : span.first + tiles.RAMP] = True
+        assert step[seams].max() <= step[~seams].max() + 0.01 / 255
+    in_tiles.tile = "off"
+    whole = in_tiles(hazy)
+    assert 0 < np.abs(found - whole).mean() < 0.25 * np.abs(change).mean()
+
+
+def test_padding_to_a_bucket_hardly_changes_a_picture(restorer):
+    """Features and gates see the reflected margin: here up to 7 of 64 rows and columns."""
+    hazy = scene(64, 96)
+    exact = restorer.restore_array(hazy)
+    padded = restorer.restore_array(hazy[:57, :89])
+    assert np.abs(padded - exact[:57, :89])[:32, :64].mean() < 0.1 * np.abs(exact - hazy).mean()
+
+
+def test_sizes_share_programs(restorer):
+    restorer(np.zeros((64, 96, 3), np.uint8))
+    before = restorer.compiled()
+    for height, width in ((33, 65), (50, 80), (64, 95)):
+        restorer(np.zeros((height, width, 3), np.uint8))
+    assert restorer.compiled() == before > 0
+
+
+def test_a_workdir_is_taken_too(restorer_folder, tmp_path):
+    (tmp_path / "weights").symlink_to(restorer_folder)
+    assert load_restorer(tmp_path).facts["sha256"] == load_restorer(restorer_folder).facts["sha256"]
+
+
+def test_weights_that_do_not_fit_are_refused(restorer_folder, prior_folder, tmp_path):
+    weights = store.read(restorer_folder, "restorer")
+
+    def saved(name, architecture=weights.architecture, **metadata):
+        store.save(tmp_path / name, "restorer", weights.tensors, architecture, **weights.metadata | metadata)
+        return tmp_path / name
+
+    for folder, error, message in (
+        (prior_folder, ValueError, "expected weights of kind 'restorer', found 'unet'"),
+        (tmp_path / "nothing", FileNotFoundError, "expected the name of shipped weights"),
+        (saved("later", weights.architecture | {"depth": 9}), ValueError, "architecture.*depth"),
+        (
+            saved("wider", weights.architecture | {"feature_channels": 64}),
+            ValueError,
+            "64 channels, found 32",
+        ),
+        (saved("other", prior_sha256="0" * 64), ValueError, "expected the prior with SHA-256 0000"),
+        (saved("lost", prior=str(tmp_path / "gone")), FileNotFoundError, "prior of .*if it lies elsewhere"),
+        (saved("kind", features="clip"), ValueError, "features.kind"),
+    ):
+        with pytest.raises(error, match=message):
+            load_restorer(folder)
+    found = load_restorer(saved("moved", prior=str(tmp_path / "gone")), prior=prior_folder)
+    assert isinstance(found, Restorer)
+
+
+@pytest.mark.parametrize("tile", ["large", 64, 1.5, True])
+def test_a_tile_that_is_no_size_is_refused(restorer_folder, tile):
+    with pytest.raises(ValueError, match="tile: expected auto, off or 192"):
+        load_restorer(restorer_folder, tile=tile)
