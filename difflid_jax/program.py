@@ -54,7 +54,11 @@ def tune_cpu(environment: MutableMapping[str, str]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on a single line."""
+    """The message of `error` on a single line, without characters that would steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in _message(error))
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     # ml_collections wraps a KeyError in an AttributeError, and str() of a KeyError is a repr.
