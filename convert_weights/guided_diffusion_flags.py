@@ -31,6 +31,8 @@ FLAGS: dict[str, Any] = {
 }
 # Flags that leave the network as it is.
 WITHOUT_EFFECT = ("use_checkpoint", "use_fp16", "use_kl", "timestep_respacing", "rescale_learned_sigmas")
+# More than any model has; it bounds what a wrong file of flags can ask for.
+MOST = {"num_res_blocks": 64, "channel_mult": 16, "attention_resolutions": 16}
 # The widths that an empty --channel_mult stands for (create_model).
 DEFAULT_MULTS = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -63,8 +65,10 @@ def spec_from_flags(given: Any, *, classes: int | None, where: str) -> UNetSpec:
     if values["class_cond"] and classes is None:
         raise ValueError(f"{where}: class_cond is true, but the checkpoint has no label_emb.weight")
     for key in ("image_size", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps"):
-        if values[key] < 1:
-            raise ValueError(f"{where}: {key}: expected 1 or more, found {values[key]}")
+        if not 1 <= values[key] <= MOST.get(key, 1 << 16):
+            raise ValueError(f"{where}: {key}: expected 1 to {MOST.get(key, 1 << 16)}, found {values[key]}")
+    if not 0 <= values["dropout"] < 1:
+        raise ValueError(f"{where}: dropout: expected 0 to less than 1, found {values['dropout']}")
     if values["noise_schedule"] not in NAMES:
         expected = ", ".join(NAMES)
         raise ValueError(
@@ -104,6 +108,8 @@ def _as_flag(key: str, value: Any, where: str) -> Any:
         if key in ("channel_mult", "attention_resolutions"):
             parts = value.split(",") if isinstance(value, str) else value
             numbers = [float(part) for part in parts if part != ""]
+            if not all(0 <= abs(n) < 1 << 16 for n in numbers) or len(numbers) > MOST[key]:
+                raise ValueError
             return tuple(int(n) if n.is_integer() else n for n in numbers)
         kind = type(FLAGS[key])
         if kind is bool:
@@ -113,7 +119,7 @@ def _as_flag(key: str, value: Any, where: str) -> Any:
         if isinstance(value, bool) or kind(value) != float(value):
             raise ValueError
         return kind(value)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         expected = "numbers with commas between" if isinstance(FLAGS[key], str) else type(FLAGS[key]).__name__
         raise ValueError(f"{where}: {key}: expected {expected}, found {_brief(value)}") from error
 

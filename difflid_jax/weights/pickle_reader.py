@@ -17,7 +17,7 @@ import numpy as np
 # An opcode takes at least one byte and makes at most one object of about 100 bytes. A checkpoint of 1,000
 # tensors with its optimiser takes about 100,000.
 _MAX_OPCODES = 2_000_000
-_MAX_INTEGER_BYTES = 8
+_MAX_INTEGER_BYTES = 16
 _MAX_NAME_BYTES = 500
 _MAX_PROTOCOL = 5
 
@@ -90,7 +90,7 @@ class _Machine:
             code = bytes(self.take(1))
             if code == b".":
                 if len(self.stack) != 1 or self.marks:
-                    raise ValueError(f"the pickle ends with {len(self.stack)} objects instead of one")
+                    raise ValueError("the pickle ends with less or more than one whole object")
                 return self.stack[0], self.at
             self.step(code)
         raise ValueError(f"the pickle takes more than {_MAX_OPCODES:,} steps")
@@ -223,9 +223,11 @@ class _Machine:
         if len(items) % 2:
             raise ValueError(f"the pickle gives a key without a value at byte {self.at:,}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Only keys whose hash is cheap: nested tuples can be built so that hashing them never ends.
-            if not isinstance(key, (str, int, float, bytes, type(None))):
-                raise ValueError(f"the pickle uses a {type(key).__name__} as a key")
+            # Only keys that hash fast and seldom collide: nested tuples can be built so that hashing them
+            # never ends, and long integers so that all have one hash.
+            short = not isinstance(key, int) or -(1 << 63) <= key < 1 << 63
+            if not isinstance(key, (str, int, float, bytes, type(None))) or not short:
+                raise ValueError(f"the pickle uses a {type(key).__name__} as a key that no tensor file uses")
             target[key] = value
 
     def remember(self, key: int) -> None:
@@ -280,4 +282,7 @@ class _Machine:
 
 
 def _brief(part: Any) -> str:
-    return part[:100] if isinstance(part, str) else f"({type(part).__name__})"
+    """Text from the file as it may be shown: short, and without what would steer a terminal."""
+    if not isinstance(part, str):
+        return f"({type(part).__name__})"
+    return "".join(character if character.isprintable() else "?" for character in part[:100])

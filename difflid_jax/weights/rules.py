@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from difflid_jax.weights.store import mismatches
+from difflid_jax.weights.store import listed, mismatches
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ def map_tensors(
     origin: dict[str, str] = {}
     wrong: list[str] = []
     for name, tensor in source.items():
+        if not isinstance(name, str):
+            wrong.append(f"a tensor is named by a {type(name).__name__}")
+            continue
         hits = [(rule, match) for rule in rules if (match := rule.pattern.fullmatch(name))]
         if any(pattern.fullmatch(name) for pattern in skipped):
             if hits:
@@ -110,7 +113,6 @@ def map_tensors(
         origin[target] = name
     differ = mismatches({name: tensor.shape for name, tensor in mapped.items()}, targets)
     if wrong or differ:
-        raise ValueError(
-            f"{where}: the tensors do not fit: {'; '.join([*wrong, differ] if differ else wrong)}"
-        )
+        failures = [listed(wrong, separator="; ")] * bool(wrong) + [differ] * bool(differ)
+        raise ValueError(f"{where}: the tensors do not fit: {'; '.join(failures)}")
     return mapped

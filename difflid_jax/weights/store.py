@@ -11,7 +11,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,7 @@ def read(name_or_folder: str | os.PathLike, kind: str) -> Weights:
     file is damaged, of another `kind` or of another format version.
     """
     path = resolve(name_or_folder)
+    before = _identity(path)
     metadata = read_metadata(path)
     if metadata["kind"] != kind:
         raise ValueError(f"{path}: expected weights of kind {kind!r}, found {metadata['kind']!r}")
@@ -136,6 +137,8 @@ def read(name_or_folder: str | os.PathLike, kind: str) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
+    if _identity(path) != before:
+        raise ValueError(f"{path}: was replaced while it was read; read it again")
     own = {key: metadata[key] for key in metadata if key not in _OWN_KEYS}
     return Weights(tensors, metadata["architecture"], own, path, sha256)
 
@@ -220,15 +223,22 @@ def fill(module: nnx.Module, tensors: Mapping[str, Any], *, where: str, dtype: A
 
     `module` may be abstract (made under `nnx.eval_shape`). Floating tensors become `dtype`, or else the
     dtype that the module declares. `where` is the file or folder named by the error: a ValueError that lists
-    all missing and unexpected names and all shapes that differ.
+    all missing and unexpected names, all shapes that differ, and integers in place of floats or vice versa.
     """
     variables = dict(_variables(module))
     wrong = mismatches({name: tuple(np.shape(t)) for name, t in tensors.items()}, shapes_of(module))
+    kinds = [
+        f"{name} (expected {variables[name].get_value().dtype}, found {tensor.dtype})"
+        for name, tensor in tensors.items()
+        if name in variables and _is_float(tensor) != _is_float(variables[name].get_value())
+    ]
+    if kinds:
+        wrong = "; ".join([wrong] * bool(wrong) + [f"{len(kinds)} other type: {listed(kinds)}"])
     if wrong:
         raise ValueError(f"{where}: the weights do not fit the architecture: {wrong}")
     for name, variable in variables.items():
         declared = variable.get_value().dtype
-        cast = dtype if dtype is not None and jnp.issubdtype(declared, jnp.floating) else declared
+        cast = dtype if dtype is not None and _is_float(variable.get_value()) else declared
         variable.set_value(jnp.array(tensors[name], dtype=cast))
 
 
@@ -242,13 +252,17 @@ def mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tupl
         if tuple(expected[name]) != tuple(found[name])
     ]
     parts = [("missing", missing), ("unexpected", unexpected), ("other shape", shapes)]
-    return "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in parts if names)
+    return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in parts if names)
 
 
-def _listed(names: Iterable[str], most: int = 100) -> str:
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def listed(names: Sequence[str], *, most: int = 100, separator: str = ", ") -> str:
+    """Names for an error message: all of them within reason, for a hostile file may hold millions."""
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return separator.join(name[:200] for name in names[:most]) + rest
+
+
+def _is_float(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _variables(module: nnx.Module) -> list[tuple[str, nnx.Variable]]:
@@ -258,7 +272,7 @@ def _variables(module: nnx.Module) -> list[tuple[str, nnx.Variable]]:
 
 def _stored_dtype(path: Path, name: str, value: Any, dtype: Any) -> np.dtype:
     found = np.dtype(value.dtype)
-    stored = np.dtype(dtype) if dtype is not None and jnp.issubdtype(found, jnp.floating) else found
+    stored = np.dtype(dtype) if dtype is not None and _is_float(value) else found
     if stored not in _DTYPES:
         known = ", ".join(str(known) for known in _DTYPES)
         raise ValueError(f"{path}: {name} has dtype {stored}; expected one of {known}")
@@ -277,6 +291,11 @@ def _from_text(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _damaged(path: Path, why: object) -> ValueError:

@@ -213,6 +213,35 @@ def test_fill_casts_floating_tensors_and_copies_the_source():
     assert float(net.head.kernel[0, 0]) == 0.5
 
 
+def test_integers_are_no_floats():
+    net = Net(nnx.Rngs(0))
+    tensors = store.tensors_of(net)
+    tensors["head.bias"] = np.zeros(2, np.int64)
+    with pytest.raises(ValueError, match=r"1 other type: head.bias \(expected float32, found int64\)"):
+        store.fill(net, tensors, where="here")
+
+
+def test_a_file_replaced_while_it_is_read_is_not_mixed_up(tmp_path, tensors, monkeypatch):
+    file = store.save(tmp_path, "unet", tensors, {})
+    original = store.safe_open
+
+    def replace_then_open(*arguments):
+        monkeypatch.setattr(store, "safe_open", original)
+        store.save(tmp_path, "unet", {"other": np.zeros(3)}, {})
+        return original(*arguments)
+
+    monkeypatch.setattr(store, "safe_open", replace_then_open)
+    with pytest.raises(ValueError, match="was replaced while it was read"):
+        store.read(tmp_path, "unet")
+    assert set(store.read(file, "unet").tensors) == {"other"}
+
+
+def test_long_lists_of_failures_are_cut():
+    names = [f"tensor.{i}" for i in range(1000)]
+    assert store.listed(names).endswith("tensor.99 and 900 more")
+    assert len(store.listed(["x" * 10_000])) == 200
+
+
 def test_fill_lists_everything_that_does_not_fit_in_one_error():
     net = Net(nnx.Rngs(0))
     tensors = store.tensors_of(net)

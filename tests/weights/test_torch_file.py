@@ -302,6 +302,17 @@ def test_bombs_take_little_memory(tmp_path, payload):
     assert peak < 64 << 20
 
 
+def test_large_integers_are_read_but_are_no_keys(tmp_path):
+    large = b"\x8a\x09" + (2**64 - 1).to_bytes(9, "little")
+    assert read_torch(zip_file(tmp_path / "x.pt", large + b".")) == 2**64 - 1
+    assert "uses a int as a key" in refusal(zip_file(tmp_path / "y.pt", b"}" + large + b"Ns."))
+
+
+def test_messages_do_not_steer_the_terminal(tmp_path):
+    message = refusal(zip_file(tmp_path / "x.pt", text("os\x1b[2J\r") + text("system") + b"\x93."))
+    assert "os?[2J?.system" in message
+
+
 def test_endless_pickles_end(tmp_path, monkeypatch):
     monkeypatch.setattr(pickle_reader, "_MAX_OPCODES", 1_000)
     assert "more than 1,000 steps" in refusal(zip_file(tmp_path / "x.pt", b"N0" * 501))
