@@ -163,15 +163,17 @@ class _Progress:
         self._window: list[dict[str, jax.Array]] = []
         self._timed_from: tuple[int, float] | None = None
         self._seconds_per_step = math.nan
+        self._wish = 0
         self.bad_steps = 0
 
     def sent(self, step: int, metrics: dict[str, jax.Array], wish: jax.Array | int) -> int:
-        """Take what a step will give; return the wish to stop of the step that is looked at now."""
+        """Take what a step will give; return the greatest wish to stop of the steps looked at so far."""
+        if isinstance(wish, int):
+            self._wish = max(self._wish, wish)
         self._sent.append((step, metrics, wish))
-        seen = wish if isinstance(wish, int) else 0
         while len(self._sent) > _IN_FLIGHT:
-            seen = max(seen, self._look())
-        return seen
+            self._look()
+        return self._wish
 
     def catch_up(self) -> None:
         """Wait for all steps that were sent off."""
@@ -182,7 +184,7 @@ class _Progress:
         """Something else took time: measure anew from the next step on."""
         self._timed_from = None
 
-    def _look(self) -> int:
+    def _look(self) -> None:
         step, metrics, wish = self._sent.popleft()
         self._window.append(metrics)
         self.bad_steps = int(metrics["bad_steps"])
@@ -197,7 +199,7 @@ class _Progress:
             )
         if self._timed_from is None:
             self._timed_from = (step, now)
-        return int(wish)
+        self._wish = max(self._wish, int(wish))
 
     def _report(self, step: int, now: float) -> None:
         rows = jax.device_get(self._window)

@@ -48,7 +48,7 @@ def test_they_go_on_and_train_what_one_process_trains(tiny, runs, undisturbed):
     assert "in 2 processes" in said[0] and "resumed after step" in said[0]
     assert "weights of step" in said[0] and "weights of step" not in said[1]
     losses = [[line["loss"] for line in tiny.lines(run, "train")] for run in (workdir, undisturbed)]
-    assert len(losses[0]) == len(losses[1]) == 30
+    assert len(losses[0]) == len(losses[1]) == 20
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     two, alone = tiny.trained(workdir), tiny.trained(undisturbed)
     # Adam divides by the root of a tiny second moment, which magnifies the rounding of the first steps.
@@ -58,7 +58,7 @@ def test_they_go_on_and_train_what_one_process_trains(tiny, runs, undisturbed):
 
 def test_together_they_score_each_picture_once(tiny, runs, undisturbed):
     two, alone = (tiny.lines(run, "validation") for run in (runs[0], undisturbed))
-    assert [line["step"] for line in two] == [line["step"] for line in alone] == [10, 20, 30]
+    assert [line["step"] for line in two] == [line["step"] for line in alone] == [10, 20]
     for mine, other in zip(two, alone, strict=True):
         # The mean over three pictures: one scored twice or left out would move it by tenths.
         assert mine["psnr"] == pytest.approx(other["psnr"], rel=1e-5)
