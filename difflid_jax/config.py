@@ -9,6 +9,7 @@ dataclasses and plain values that the rooms take.
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from ml_collections import ConfigDict
 
 from difflid_jax.data.layouts import LAYOUTS
 from difflid_jax.data.pipeline import CropSpec, HazeSpec
+from difflid_jax.diffusion.blocks import GROUPS
+from difflid_jax.diffusion.schedule import NAMES as SCHEDULES
+from difflid_jax.diffusion.unet import UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.metrics.protocols import PROTOCOLS
 from difflid_jax.network.difflid import PRESETS, NetworkSpec
@@ -152,31 +156,12 @@ def check(config: ConfigDict) -> None:
         ValueError: naming the field, what it must be, and what it is.
     """
     _check_fields(config.to_dict(), default().to_dict(), "")
-
-    def positive(value):
-        return value > 0
-
-    def natural(value):
-        return value >= 0
-
-    def fraction(value):
-        return 0 <= value < 1
-
-    def require(field: str, test, expected: str) -> None:
-        value = _get(config, field)
-        if not test(value):
-            raise ValueError(f"config.{field} must be {expected}, not {value!r}")
-
-    def one_of(field: str, *choices: str) -> None:
-        require(field, lambda value: value in choices, "one of " + ", ".join(repr(c) for c in choices))
-
-    require("seed", lambda seed: 0 <= seed < 2**32, "within 0…2³²-1")
+    require, one_of = _checks(config)
+    _check_common(config)
     for field in ("dataset", "validation_dataset", "test_dataset"):
         one_of(f"data.{field}", *LAYOUTS, *([] if field == "dataset" else [""]))
     for field in ("source", "validation_source", "test_source"):
         one_of(f"data.{field}", *SOURCES, *([] if field == "source" else [""]))
-    require("data.batch_size", positive, "at least 1")
-    require("data.workers", natural, "0 or more")
     one_of("features.kind", *FEATURES)
     require("features.layer", _is_layer, "'middle', 'encoder:i' or 'decoder:i'")
     one_of("features.dtype", "auto", "float32", "bfloat16")
@@ -184,28 +169,10 @@ def check(config: ConfigDict) -> None:
     one_of("network.variant", "", *_VARIANTS)
     one_of("network.dtype", "float32", "bfloat16")
 
-    require("optimizer.learning_rate", positive, "positive")
-    require("optimizer.b1", fraction, "within [0, 1)")
-    require("optimizer.b2", fraction, "within [0, 1)")
-    one_of("optimizer.schedule", "halve", "cosine", "constant")
-    require("optimizer.halve_every_epochs", positive, "at least 1")
-    require("optimizer.warmup_steps", natural, "0 or more")
-    require("optimizer.ema", fraction, "within [0, 1)")
-    require("optimizer.clip", natural, "0 (no clipping) or a positive norm")
-    require("optimizer.weight_decay", natural, "0 or more")
-
-    require("training.steps", natural, "0 or more")
-    require("training.epochs", lambda n: n > 0 or config.training.steps > 0, "at least 1")
-    require("training.minutes", natural, "0 or more")
-    for field in ("log_every", "checkpoint_every", "keep", "max_bad_steps"):
-        require(f"training.{field}", positive, "at least 1")
-    require("training.evaluate_every", natural, "0 or more")
-    require("training.profile_steps", _is_span, "'' or 'first:last' with 1 <= first <= last")
-
     one_of("evaluation.protocol", *PROTOCOLS)
-    require("evaluation.batch_size", positive, "at least 1")
+    require("evaluation.batch_size", _positive, "at least 1")
     one_of("evaluation.best", "psnr", "ssim", *(["lpips"] if config.evaluation.lpips else []))
-    require("evaluation.limit", natural, "0 or more")
+    require("evaluation.limit", _natural, "0 or more")
 
     # The rest is checked by the dataclasses that the sections become; their errors name the field.
     for prefix, make in (
@@ -218,6 +185,80 @@ def check(config: ConfigDict) -> None:
             make()
         except (TypeError, ValueError) as error:
             raise ValueError(f"{prefix}{error}") from error
+
+
+def default_prior() -> ConfigDict:
+    """Every field of the training of a diffusion prior: a small U-Net of OpenAI's class."""
+    shared = default()
+    return ConfigDict(
+        {
+            "seed": 0,
+            "init": "",  # weights (kind unet, with the decoder) of the same architecture to start from
+            "dtype": "float32",  # of the computation
+            "variance_weight": 0.001,  # of the bound that trains the variance (Nichol & Dhariwal 2021)
+            "data": {
+                "train": "",  # folders or tars of pictures, with commas between
+                "validation": "",  # the same, held out; '': no evaluation
+                "crop": 64,
+                "scale": (1.0, 1.0),  # pictures are first resized by a factor from this range
+                "flip": True,
+                "batch_size": 128,
+                "workers": 0,
+                "cache": "",
+            },
+            # As diffusion.unet.UNetSpec; attention at these down-sampling rates.
+            "unet": {
+                "image_size": 64,
+                "model_channels": 32,
+                "num_res_blocks": 1,
+                "attention_resolutions": (8, 16),
+                "channel_mult": (1, 2, 3, 4, 4),
+                "num_head_channels": 32,
+                "dropout": 0.0,
+                "noise_schedule": "linear",
+            },
+            "optimizer": {
+                **shared.optimizer.to_dict(),
+                "learning_rate": 5e-4,
+                "schedule": "cosine",
+                "warmup_steps": 300,
+                "ema": 0.999,
+                "clip": 1.0,
+            },
+            "training": shared.training.to_dict(),
+            "evaluation": {"batches": 4, "sample_steps": 50},
+        }
+    )
+
+
+def check_prior(config: ConfigDict) -> None:
+    """As `check`, for a config of `default_prior`."""
+    _check_fields(config.to_dict(), default_prior().to_dict(), "")
+    require, one_of = _checks(config)
+    _check_common(config)
+    one_of("dtype", "float32", "bfloat16")
+    one_of("unet.noise_schedule", *SCHEDULES)
+    require("variance_weight", _natural, "0 or more")
+    require("data.train", bool, "the path of pictures to train on")
+    require("data.crop", _positive, "at least 1")
+    require("data.scale", lambda s: len(s) == 2 and 0 < s[0] <= s[1], "two numbers 0 < low <= high")
+    require("unet.dropout", _fraction, "within [0, 1)")
+    for field in ("image_size", "model_channels", "num_res_blocks", "num_head_channels"):
+        require(f"unet.{field}", _positive, "at least 1")
+    require("unet.model_channels", lambda n: n % GROUPS == 0, f"a multiple of {GROUPS}, for its norms")
+    require("unet.channel_mult", lambda m: m and min(m) >= 1, "whole numbers of at least 1")
+    require(
+        "unet.num_head_channels",
+        lambda n: all(config.unet.model_channels * m % n == 0 for m in config.unet.channel_mult),
+        "a divisor of every level's channels",
+    )
+    require("evaluation.batches", _positive, "at least 1")
+    require("evaluation.sample_steps", lambda n: 1 <= n <= 1000, "within 1…1000")
+
+
+def unet_spec(config: ConfigDict) -> UNetSpec:
+    """The U-Net of a config of `default_prior`."""
+    return UNetSpec(**config.unet.to_dict())
 
 
 def haze_spec(config: ConfigDict) -> HazeSpec:
@@ -355,6 +396,57 @@ def check_same_run(config: ConfigDict, path: Path) -> None:
             f"--workdir: {path.parent} holds the run of another config: {'; '.join(differing)}. "
             "Give the config of that run to resume it, or another workdir"
         )
+
+
+def _positive(value) -> bool:
+    return value > 0
+
+
+def _natural(value) -> bool:
+    return value >= 0
+
+
+def _fraction(value) -> bool:
+    return 0 <= value < 1
+
+
+def _checks(config: ConfigDict) -> tuple[Callable, Callable]:
+    """require(field, test, expected) and one_of(field, *choices); both raise ValueError."""
+
+    def require(field: str, test, expected: str) -> None:
+        value = _get(config, field)
+        if not test(value):
+            raise ValueError(f"config.{field} must be {expected}, not {value!r}")
+
+    def one_of(field: str, *choices: str) -> None:
+        require(field, lambda value: value in choices, "one of " + ", ".join(repr(c) for c in choices))
+
+    return require, one_of
+
+
+def _check_common(config: ConfigDict) -> None:
+    """The fields that restorer and prior share."""
+    require, one_of = _checks(config)
+    require("seed", lambda seed: 0 <= seed < 2**32, "within 0…2³²-1")
+    require("data.batch_size", _positive, "at least 1")
+    require("data.workers", _natural, "0 or more")
+    require("optimizer.learning_rate", _positive, "positive")
+    require("optimizer.b1", _fraction, "within [0, 1)")
+    require("optimizer.b2", _fraction, "within [0, 1)")
+    one_of("optimizer.schedule", "halve", "cosine", "constant")
+    require("optimizer.halve_every_epochs", _positive, "at least 1")
+    require("optimizer.warmup_steps", _natural, "0 or more")
+    require("optimizer.ema", _fraction, "within [0, 1)")
+    require("optimizer.clip", _natural, "0 (no clipping) or a positive norm")
+    require("optimizer.weight_decay", _natural, "0 or more")
+
+    require("training.steps", _natural, "0 or more")
+    require("training.epochs", lambda n: n > 0 or config.training.steps > 0, "at least 1")
+    require("training.minutes", _natural, "0 or more")
+    for field in ("log_every", "checkpoint_every", "keep", "max_bad_steps"):
+        require(f"training.{field}", _positive, "at least 1")
+    require("training.evaluate_every", _natural, "0 or more")
+    require("training.profile_steps", _is_span, "'' or 'first:last' with 1 <= first <= last")
 
 
 def _check_fields(values: dict, reference: dict, prefix: str) -> None:
