@@ -6,7 +6,7 @@ Command (any folders or tars of photographs; thumbnails of 64 px are taken whole
         --config.data.train=tiny-imagenet-200/train --config.data.validation=tiny-imagenet-200/val
 
 Cost of a step, forward and backward: 2.24 GFLOP a crop of 32 px, four times that at 64 px. Two CPU cores made
-33 crops of 32 px a second: begin there (--config.data.crop=32) and go on from those weights in another workdir
+33 crops of 32 px a second: begin there (--config.data.crop=32) and go on from its weights in another workdir
 with --config.init=runs/prior/weights. The shipped weights saw 33,000 crops in all (see their card).
 
 Expected: a noise loss of about 0.05 after 1,000 steps of 32 crops of 32 px.
