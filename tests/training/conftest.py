@@ -34,7 +34,6 @@ def get_config():
     config.data.train, config.data.validation = "{train}", "{validation}"
     config.data.crop, config.data.batch_size = 16, 8
     config.network.preset, config.network.widths, config.network.heads = "", (8, 16), 2
-    config.optimizer.ema = 0.9
     config.training.steps, config.training.log_every = 20, 1
     # At every step, so that a process is seldom killed outside of writing one.
     config.training.checkpoint_every = 1
