@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Scores held at once: 2²⁴ float32 are 64 MiB.
-_MAX_SCORES = 1 << 24
+# Scores held at once. On a CPU 2 MiB of them stay in its cache, seven times as fast as 64 MiB that do not.
+_MAX_SCORES = {"cpu": 1 << 19}
+_MAX_SCORES_ELSEWHERE = 1 << 26
 
 
 def attend(
@@ -25,6 +26,10 @@ def attend(
     b, h, w, c = f.shape
     k, v = (x.reshape(b, -1, heads, x.shape[-1] // heads) for x in (k, v))
     keys = k.shape[1]
+    if not isinstance(h * w * keys, int):
+        # Sizes left open (jax.export): one order of the products, and rows, for all of them.
+        rows = jax.lax.map(lambda row: _one_row(row, k, v, query, out), jnp.moveaxis(f, 1, 0))
+        return jnp.moveaxis(rows, 0, 1)
     if heads * keys <= 2 * (c + keys):
         return _project_last(f.reshape(b, h * w, c), k, v, query, out).reshape(b, h, w, -1)
     q = query(f).reshape(b, h * w, heads, -1)
@@ -43,14 +48,29 @@ def _project_last(f, k, v, query: nnx.Linear, out: nnx.Linear) -> jax.Array:
     return weights.reshape(*f.shape[:2], heads * keys) @ folded_v + b_o
 
 
+def _one_row(f, k, v, query: nnx.Linear, out: nnx.Linear) -> jax.Array:
+    q = query(f).reshape(*f.shape[:2], *k.shape[2:])
+    return out(jax.nn.dot_product_attention(q, k, v).reshape(*f.shape[:2], -1))
+
+
 def _in_chunks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax(QKᵀ/√d)V for q (B,N,heads,d), a chunk of queries after the other where N × M is large."""
-    batch, queries, heads, _ = q.shape
-    chunk = max(1, _MAX_SCORES // (batch * heads * k.shape[1]))
-    if queries <= chunk:
-        return jax.nn.dot_product_attention(q, k, v)
+    """Softmax(QKᵀ/√d)V for q (B,N,heads,d), a chunk of queries after the other where N × M is large.
+
+    The queries lie along the last axis, so that a sum over the keys adds long rows.
+    """
+    batch, queries, heads, d = q.shape
+    most = _MAX_SCORES.get(jax.default_backend(), _MAX_SCORES_ELSEWHERE)
+    chunk = min(queries, max(1, most // (batch * heads * k.shape[1])))
     count = -(-queries // chunk)
     padded = jnp.pad(q, ((0, 0), (0, count * chunk - queries), (0, 0), (0, 0)))
-    chunks = jnp.moveaxis(padded.reshape(batch, count, chunk, *q.shape[2:]), 1, 0)
-    attended = jax.lax.map(lambda part: jax.nn.dot_product_attention(part, k, v), chunks)
-    return jnp.moveaxis(attended, 0, 1).reshape(padded.shape)[:, :queries]
+    chunks = jnp.transpose(padded.reshape(batch, count, chunk, heads, d), (1, 0, 3, 4, 2))
+    k, v = (jnp.moveaxis(x, 1, 2) for x in (k / jnp.asarray(d**0.5, k.dtype), v))
+
+    def attend_one(part: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bhmd,bhdn->bhmn", k, part, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores, axis=2).astype(v.dtype)
+        return jnp.einsum("bhmd,bhmn->bhdn", v, weights)
+
+    attended = jax.lax.map(attend_one, chunks) if count > 1 else attend_one(chunks[0])[None]
+    attended = jnp.transpose(attended, (1, 0, 4, 2, 3)).reshape(batch, count * chunk, heads, d)
+    return attended[:, :queries]
