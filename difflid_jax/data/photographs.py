@@ -18,13 +18,13 @@ SPLITS: dict[str, tuple[tuple[str, str], ...]] = {
     "train": (
         ("skimage.data", "astronaut.png"),
         ("skimage.data", "chelsea.png"),
-        ("skimage.data", "coffee.png"),
         ("skimage.data", "rocket.jpg"),
+        ("sklearn.datasets.images", "china.jpg"),
         ("sklearn.datasets.images", "flower.jpg"),
     ),
     "test": (
         ("skimage.data", "motorcycle_left.png"),
-        ("sklearn.datasets.images", "china.jpg"),
+        ("skimage.data", "coffee.png"),
     ),
 }
 
