@@ -70,14 +70,15 @@ def h_space(
     Class-conditional models are given class 0. Gradients do not flow back.
     """
     x = average_pool(x.astype(jnp.float32), spec.downscale)
-    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(jnp.arange(len(x)))
+    each = jnp.arange(x.shape[0])
+    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(each)
     noisy, steps = [], []
     for t in spec.times:
-        step = jnp.full(len(x), t)
+        step = jnp.full(x.shape[0], t)
         clean = t == 0 and not spec.noise_at_zero
         noisy.append(x if clean else schedule.sample_noisy(x, step, noise))
         steps.append(step)
-    labels = None if unet.spec.num_classes is None else jnp.zeros(2 * len(x), jnp.int32)
+    labels = None if unet.spec.num_classes is None else jnp.zeros(2 * x.shape[0], jnp.int32)
     batch, times = jnp.concatenate(noisy), jnp.concatenate(steps)
     h = unet.layers(batch, times, labels, wanted=[spec.layer])[spec.layer]
     h_content, h_haze = jnp.split(jax.lax.stop_gradient(h), 2)

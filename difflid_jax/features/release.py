@@ -20,7 +20,7 @@ def release_features(
     H and W are multiples of the U-Net's stride; `unet` holds its decoder (part="all"). Picture i of the batch
     gets noise of its own, whatever the batch around it. Gradients do not flow back.
     """
-    batch = len(x)
+    batch = x.shape[0]
 
     def noise(t):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, t), i))(jnp.arange(batch))
