@@ -54,20 +54,25 @@ def open_evaluation(config: ConfigDict, role: str) -> Evaluation | None:
     )
 
 
+def compute_dtype(config: ConfigDict) -> jnp.dtype:
+    """Of the frozen network: bfloat16 on GPU and TPU, float32 on CPU, where the config leaves it open."""
+    name = config.features.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
 def open_features(config: ConfigDict) -> FrozenFeatures:
-    """The frozen map, computing in bfloat16 on GPU and TPU where the config leaves it open."""
+    """The frozen map that the config names, with its weights."""
     section = config.features
     if not config.prior and section.kind != "vgg16":
         raise ValueError(_NO_PRIOR)
-    dtype = section.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     try:
         return build_features(
             section.kind,
             config.prior,
             schema.h_space_spec(config),
-            dtype=jnp.dtype(dtype),
+            dtype=compute_dtype(config),
             random_seed=config.seed if section.random else None,
         )
     except FileNotFoundError as error:

@@ -1,0 +1,349 @@
+"""What a training step costs and where the time goes: input, h-space, network, optimiser.
+
+    python scripts/benchmark.py train --config=configs/sots.py
+    python scripts/benchmark.py train --config=configs/demo.py --steps=50
+    python scripts/benchmark.py train --config=configs/sots.py --authors=~/src/difflid --authors_batch=1
+
+Where --config.prior is empty the frozen model is --preset with random weights, and where --config.data.train
+is empty the pictures are those that packages carry: neither changes the time of a step.
+
+The parts are compiled one by one and measured in turns; the whole step is one program, in which they overlap.
+"in the loop" is the training loop itself, from picture files to logged metrics: what it takes beyond the
+whole step is overhead. Where PyTorch is installed, --authors (a checkout of aaaasan111/difflid) runs the
+authors' own step beside it: the whole U-Net in float32, once for each timestep, and their smaller network.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict, config_flags
+
+from difflid_jax import config as schema
+from difflid_jax import experiment
+from difflid_jax.data.pipeline import Batches
+from difflid_jax.diffusion.presets import PRESETS
+from difflid_jax.diffusion.schedule import Schedule
+from difflid_jax.diffusion.unet import UNet
+from difflid_jax.features.build import FrozenFeatures
+from difflid_jax.features.h_space import feature_channels, h_space
+from difflid_jax.network.difflid import DiffLI2D
+from difflid_jax.program import Refused, run
+from difflid_jax.training import loop, throughput
+from difflid_jax.training import mesh as devices
+from difflid_jax.training.checkpoints import Checkpoints
+from difflid_jax.training.log import RunLog
+from difflid_jax.training.objective import restoration_loss
+from difflid_jax.training.step import TrainState, initial_state, make_step
+from difflid_jax.weights import store
+
+PAPER_STEPS = 420_000  # of the SOTS schedule: 1,200 epochs of 350
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@dataclass
+class Part:
+    """A part of the step; `call` runs it once and waits for the result."""
+
+    name: str
+    call: Callable[[], Any]
+    flops: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """parts: input, h-space, network, optimiser, whole step, each measured in turns.
+
+    in_loop: seconds a step of the training loop takes. memory: bytes at the peak, of the device where it says
+    so, else of the compiled step. peak: what the devices could do, in FLOP/s (0: unknown).
+    """
+
+    config: ConfigDict
+    parts: list[Part]
+    in_loop: float
+    memory: int
+    peak: float
+
+    @property
+    def whole(self) -> Part:
+        return self.parts[-1]
+
+
+def measure(config: ConfigDict, preset: str, steps: int) -> Measured:
+    """Measure a checked config: `steps` turns of every part, then as many steps of the loop."""
+    mesh = devices.make_mesh()
+    devices.check_batch_size(mesh, config.data.batch_size)
+    if not config.data.train:
+        config.data.source = "photographs"
+    features = features_of(config, preset)
+    spec = schema.network_spec(config, features.channels)
+
+    def network() -> DiffLI2D:
+        return DiffLI2D(spec, dtype=jnp.dtype(config.network.dtype), rngs=nnx.Rngs(config.seed))
+
+    graph = nnx.graphdef(nnx.eval_shape(network))
+    optimizer = schema.optimizer_spec(config, 13_990)
+    frozen = devices.put_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
+    make_state = jax.jit(lambda: initial_state(nnx.state(network()), optimizer, config.seed))
+    state = devices.put_whole(mesh, make_state())
+    with tempfile.TemporaryDirectory() as folder:
+        batches = Batches(
+            experiment.open_pictures(config, "train", cache=Path(folder) / "cache"),
+            schema.crop_spec(config),
+            config.data.batch_size,
+            haze=schema.haze_spec(config),
+            workers=config.data.workers,
+            sharding=devices.split(mesh),
+        )
+        batch = next(batches)
+
+        def apply(frozen, x, key):
+            return features.apply(devices.gathered(mesh, frozen), x, key)
+
+        step = make_step(restoration_loss(graph, apply), optimizer)
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(mesh)).lower(
+            state, frozen, batch
+        )
+        compiled = lowered.compile()
+        holder = [state]
+
+        def whole() -> None:
+            holder[0], metrics = compiled(holder[0], frozen, batch)
+            jax.block_until_ready(metrics)
+
+        parts = [
+            Part("input, one thread", _counted(batches.make)),
+            *_pieces(graph, apply, optimizer, holder[0], frozen, batch, mesh),
+            Part("whole step", whole, throughput.flops(lowered)),
+        ]
+        for part in parts:
+            part.call()
+        for _ in range(steps):
+            for part in parts:
+                start = time.perf_counter()
+                part.call()
+                part.seconds.append(time.perf_counter() - start)
+        in_loop = _loop(config, steps, compiled, holder[0], frozen, batches, mesh, Path(folder))
+        batches.close()
+    return Measured(config, parts, in_loop, _memory(compiled), throughput.peak())
+
+
+def features_of(config: ConfigDict, preset: str) -> FrozenFeatures:
+    """Those of the config's prior; without one the h-space of a preset with a million numbers, repeated."""
+    if config.prior:
+        return experiment.open_features(config)
+    if config.features.kind != "h_space":
+        raise Refused(
+            f"--config.prior is empty: only the h-space is drawn at random, not {config.features.kind}"
+        )
+    dtype, unet_spec = experiment.compute_dtype(config), PRESETS[preset]
+    spec = schema.h_space_spec(config)
+    unet = nnx.eval_shape(lambda: UNet(unet_spec, part=spec.part, dtype=dtype, rngs=nnx.Rngs(0)))
+    drawn = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.02
+    shapes = store.shapes_of(unet)
+    store.fill(
+        unet, {name: np.resize(drawn, shape) for name, shape in shapes.items()}, where="random weights"
+    )
+    schedule = Schedule.named(unet_spec.noise_schedule, unet_spec.diffusion_steps)
+    graph, frozen = nnx.split(unet)
+    return FrozenFeatures(
+        lambda frozen, x, key: h_space(nnx.merge(graph, frozen), schedule, x, key, spec),
+        frozen,
+        feature_channels(unet, spec),
+        spec.multiple(unet_spec),
+        "",
+    )
+
+
+def _counted(make: Callable[[int], Any]) -> Callable[[], Any]:
+    numbers = iter(range(1, 1 << 30))
+    return lambda: make(next(numbers))
+
+
+def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> list[Part]:
+    """h-space; network forward and backward on given features; what is left of the step."""
+    key = jax.random.key(0)
+    signed = jax.jit(lambda x: x.astype(jnp.float32) / 127.5 - 1)(batch["hazy"])
+    look = jax.jit(apply).lower(frozen, signed, key)
+    compiled_look = look.compile()
+    maps = compiled_look(frozen, signed, key)
+
+    def given(maps, x, key):
+        return maps
+
+    gradients = jax.jit(jax.grad(restoration_loss(graph, given), has_aux=True)).lower(
+        state.params, maps, batch, key
+    )
+    compiled_gradients = gradients.compile()
+    example = compiled_gradients(state.params, maps, batch, key)[0]
+
+    def linear(params, example, batch, key):
+        # A loss whose gradients are given: leaves of the step only the guard, Adam and the average.
+        return optax.tree.vdot(params, example), {}
+
+    update = jax.jit(make_step(linear, optimizer), out_shardings=devices.whole(mesh)).lower(
+        state, example, batch
+    )
+    compiled_update = update.compile()
+    # Copies: the whole step takes the buffers of the state it is given.
+    own = jax.tree.map(jnp.copy, state)
+    return [
+        Part(
+            "h-space",
+            lambda: jax.block_until_ready(compiled_look(frozen, signed, key)),
+            throughput.flops(look),
+        ),
+        Part(
+            "network, forward and backward",
+            lambda: jax.block_until_ready(compiled_gradients(own.params, maps, batch, key)),
+            throughput.flops(gradients),
+        ),
+        Part("optimiser", lambda: jax.block_until_ready(compiled_update(own, example, batch))),
+    ]
+
+
+def _loop(config, steps, compiled, state, frozen, batches, mesh, folder: Path) -> float:
+    """Seconds a step of the training loop, without the first ones and without checkpoints."""
+    first = int(state.step)
+    every = max(1, steps // 2)
+    spec = loop.LoopSpec(
+        steps=first + every * 3,
+        batch_size=config.data.batch_size,
+        log_every=every,
+        checkpoint_every=1 << 30,
+    )
+    rates: list[float] = []
+
+    class Rates(RunLog):
+        def training(self, step, values):
+            rates.append(values["images_per_second"])
+
+    log = Rates(folder, first_step=first, total_steps=spec.steps, tensorboard=False)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    with loop.Interruption() as interruption:
+        loop.run(
+            spec, compiled, state, frozen, batches, mesh=mesh, checkpoints=checkpoints, log=log,
+            interruption=interruption, meta={},
+        )  # fmt: skip
+    log.close()
+    checkpoints.close()
+    return config.data.batch_size / float(np.median(rates[1:]))
+
+
+def _memory(compiled) -> int:
+    said = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in said:
+        return said["peak_bytes_in_use"]
+    sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    analysis = compiled.memory_analysis()
+    return sum(getattr(analysis, size, 0) for size in sizes)
+
+
+def authors_step(checkout: str, batch: int, size: int, preset: str, steps: int) -> float:
+    """Seconds a picture of the authors' own training step in PyTorch, on the same kind of device."""
+    sys.path.insert(0, str(Path(checkout).expanduser()))
+    try:
+        import torch
+        from guided_diffusion.unet import UNetModel
+        from models.net import DiffLI2D as TheirNetwork
+        from models.net import HSpaceExtractor
+    except ImportError as error:
+        raise Refused(f"--authors {checkout}: PyTorch's side cannot run: {error}") from error
+    spec = PRESETS[preset]
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    fields = (
+        "image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks", "channel_mult",
+        "attention_resolutions", "num_classes", "num_heads", "num_head_channels", "use_scale_shift_norm",
+        "resblock_updown", "use_new_attention_order",
+    )  # fmt: skip
+    with torch.device("meta"):
+        unet = UNetModel(**{name: getattr(spec, name) for name in fields})
+    unet = unet.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.normal_(0, 0.02)
+    extract = HSpaceExtractor(unet, 0.9999, 0.0778, device=device)
+    network = TheirNetwork(h_channels=spec.out_channels).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-4)
+    hazy = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        restored = network(hazy, *extract(hazy))
+        optimizer.zero_grad()
+        torch.nn.functional.l1_loss(restored, hazy).backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:])) / batch
+
+
+def table(measured: Measured) -> str:
+    """A Markdown table of the parts, and what follows from the whole."""
+    batch = measured.config.data.batch_size
+    lines = ["| part | ms | GFLOP |", "|---|---:|---:|"]
+    for part in measured.parts:
+        gflop = f"{part.flops / 1e9:,.1f}" if part.flops else ""
+        lines.append(f"| {part.name} | {1e3 * part.median:,.2f} | {gflop} |")
+    lines.append(f"| in the loop | {1e3 * measured.in_loop:,.2f} | |")
+    share = measured.whole.flops / measured.in_loop / measured.peak if measured.peak else 0
+    hours = measured.in_loop * PAPER_STEPS / 3600
+    lines += [
+        "",
+        f"- {batch / measured.in_loop:,.1f} images/s in the loop, batches of {batch}, crops of "
+        f"{measured.config.data.crop}; overhead beyond the compiled step "
+        f"{100 * (measured.in_loop / measured.whole.median - 1):.1f} %",
+        f"- {hours:,.1f} hours for {PAPER_STEPS:,} steps, the paper's schedule on SOTS",
+        f"- memory at the peak {measured.memory / 2**30:.2f} GiB"
+        + (f"; {100 * share:.0f} % of the devices' bfloat16 peak" if share else ""),
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    options = flags.FLAGS
+    config = options.config
+    schema.check(config)
+    measured = measure(config, options.preset, options.steps)
+    print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
+    print(table(measured))
+    if options.authors:
+        theirs = authors_step(
+            options.authors, options.authors_batch, config.data.crop, options.preset, options.steps
+        )
+        ours = measured.in_loop / config.data.batch_size
+        print(
+            f"- the authors' step in PyTorch: {1e3 * theirs:,.1f} ms a picture, ours {1e3 * ours:,.1f} ms "
+            f"({theirs / ours:.1f} times as fast)"
+        )
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", str(_CONFIGS / "sots.py"), "The experiment to measure.")
+    flags.DEFINE_enum(
+        "preset", "256x256_diffusion_uncond", list(PRESETS), "Frozen model if --config.prior is ''."
+    )
+    flags.DEFINE_integer("steps", 20, "Times that each part is measured.", lower_bound=2)
+    flags.DEFINE_string("authors", "", "Checkout of aaaasan111/difflid, to run beside.")
+    flags.DEFINE_integer(
+        "authors_batch", 1, "Their batch: attention takes 4 GiB a picture and map at 128 px."
+    )
+    run(main)

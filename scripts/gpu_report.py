@@ -1,0 +1,177 @@
+"""What an accelerator makes of it: checks the arithmetic, measures the paper's step, writes the table.
+
+    python scripts/gpu_report.py --output=results/gpu.md
+
+Needs nothing but this repository and a GPU or TPU: the ImageNet-256 U-Net gets random weights of its
+architecture, the pictures are those that installed packages carry. Checks, which decide the exit status:
+
+1. the h-space in bfloat16 agrees with the h-space in float32 on the same weights;
+2. twenty steps at the paper's batch and crop lower the loss, skip no update, leave the frozen U-Net as it is;
+3. the same twenty steps, run again, give the same parameters bit for bit, and so do ten and then ten. (Where
+   a GPU's kernels add in no fixed order, XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true fixes it.)
+
+Measured: the step of configs/sots.py with the network in float32 and in bfloat16, split into its parts. With
+--tiny, the shipped prior and a small network, it runs on a CPU too, to try the script itself.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from difflid_jax import config as schema
+from difflid_jax import experiment
+from difflid_jax.data.pipeline import Batches
+from difflid_jax.network.difflid import DiffLI2D
+from difflid_jax.program import Refused, run
+from difflid_jax.training import mesh as devices
+from difflid_jax.training.objective import restoration_loss
+from difflid_jax.training.step import TrainState, initial_state, make_step
+
+_TARGET_SECONDS = 0.045  # a step of the paper's configuration on an H200
+# bfloat16 keeps 8 bits; through some forty layers the differences add up to a few per cent.
+_BFLOAT16_TOLERANCE = 0.05
+
+
+def _benchmark():
+    path = Path(__file__).parent / "benchmarks" / "train.py"
+    spec = importlib.util.spec_from_file_location("train_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def paper_config(tiny: bool):
+    """configs/sots.py on the photographs that packages carry; `tiny` is for trying the script."""
+    config = schema.default()
+    config.prior, config.data.source = "", "photographs"
+    if tiny:
+        config.prior, config.features.dtype = "photos64", "bfloat16"
+        config.data.crop, config.data.batch_size = 32, 2 * jax.device_count()
+        config.network.preset, config.network.widths = "", (8, 16)
+    schema.check(config)
+    return config
+
+
+class Checks:
+    """The three checks, on one random prior and one stream of batches."""
+
+    def __init__(self, config, preset: str, benchmark):
+        self.mesh = devices.make_mesh()
+        self.config = config
+        exact = config.copy_and_resolve_references()
+        exact.features.dtype = "float32"
+        self.features, self.exact = (benchmark.features_of(c, preset) for c in (config, exact))
+        self.frozen = devices.put_whole(self.mesh, self.features.frozen)
+        spec = schema.network_spec(config, self.features.channels)
+        self.graph = nnx.graphdef(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
+        optimizer = schema.optimizer_spec(config, 13_990)
+        self.start = jax.jit(
+            lambda: initial_state(nnx.state(DiffLI2D(spec, rngs=nnx.Rngs(0))), optimizer, seed=0)
+        )
+        step = make_step(restoration_loss(self.graph, self.features.apply), optimizer)
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(self.mesh))
+
+    def batches(self) -> Batches:
+        return Batches(
+            experiment.open_pictures(self.config, "train"),
+            schema.crop_spec(self.config),
+            self.config.data.batch_size,
+            haze=schema.haze_spec(self.config),
+            sharding=devices.split(self.mesh),
+        )
+
+    def bfloat16(self) -> float:
+        """The relative error of the h-space, the greater of the two maps."""
+        hazy = next(self.batches())["hazy"].astype(jnp.float32) / 127.5 - 1
+        key = jax.random.key(0)
+        low = jax.jit(self.features.apply)(self.frozen, hazy, key)
+        with jax.default_matmul_precision("float32"):
+            high = jax.jit(self.exact.apply)(self.frozen, hazy, key)
+        pairs = [[np.asarray(m, np.float32) for m in pair] for pair in zip(low, high, strict=True)]
+        return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+    def train(self, state: TrainState, batches: Batches, steps: int) -> tuple[TrainState, list[dict]]:
+        said = []
+        for _ in range(steps):
+            state, metrics = self.step(state, self.frozen, next(batches))
+            said.append(metrics)
+        return state, jax.device_get(said)
+
+    def run(self) -> list[tuple[str, bool, str]]:
+        """(what was checked, whether it holds, with which figure)."""
+        error = self.bfloat16()
+        before = [np.asarray(leaf) for leaf in jax.tree.leaves(self.frozen)]
+        first, said = self.train(devices.put_whole(self.mesh, self.start()), self.batches(), 20)
+        again, _ = self.train(devices.put_whole(self.mesh, self.start()), self.batches(), 20)
+        batches = self.batches()
+        half, _ = self.train(devices.put_whole(self.mesh, self.start()), batches, 10)
+        state, other = jax.device_get(half), self.batches()
+        other.set_state(batches.get_state())
+        resumed, _ = self.train(devices.put_whole(self.mesh, state), other, 10)
+        after = [np.asarray(leaf) for leaf in jax.tree.leaves(self.frozen)]
+        losses = [float(metrics["loss"]) for metrics in said]
+        skipped = int(said[-1]["skipped"])
+        early, late = np.mean(losses[:5]), np.mean(losses[-5:])
+        return [
+            ("h-space in bfloat16 against float32", error < _BFLOAT16_TOLERANCE, f"{error:.4f} relative"),
+            ("the loss falls, no update skipped", late < early and not skipped, f"{early:.4f} → {late:.4f}"),
+            ("frozen U-Net unchanged", all(map(np.array_equal, before, after)), f"{len(before)} arrays"),
+            ("twenty steps twice", _same(first, again), "bit for bit"),
+            ("ten and then ten", _same(first, resumed), "bit for bit"),
+        ]
+
+
+def _same(a: TrainState, b: TrainState) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = flags.FLAGS
+    if len(argv) > 1:
+        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    if jax.default_backend() == "cpu" and not options.tiny:
+        raise Refused("no GPU or TPU is found (JAX runs on CPU); --tiny tries the script on what there is")
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    benchmark = _benchmark()
+    preset, config = "256x256_diffusion_uncond", paper_config(options.tiny)
+    device = jax.devices()[0].device_kind
+    prior = config.prior or f"{preset} with random weights"
+    lines = [
+        f"# {jax.device_count()} × {device}",
+        "",
+        f"jax {jax.__version__}; frozen model: {prior}.",
+        "",
+    ]
+    lines += ["| check | holds | figure |", "|---|---|---|"]
+    checked = Checks(config, preset, benchmark).run()
+    lines += [f"| {name} | {'yes' if holds else '**no**'} | {figure} |" for name, holds, figure in checked]
+    slow = []
+    for dtype in ("float32", "bfloat16"):
+        config.network.dtype = dtype
+        measured = benchmark.measure(config, preset, options.steps)
+        lines += ["", f"## Step of configs/sots.py, network in {dtype}", "", benchmark.table(measured)]
+        if measured.in_loop > _TARGET_SECONDS:
+            slow.append(dtype)
+    text = "\n".join(lines) + "\n"
+    output.write_text(text)
+    print(text)
+    if len(slow) == 2 and not options.tiny:
+        print(f"gpu_report: a step takes more than the {1e3 * _TARGET_SECONDS:.0f} ms aimed at on an H200")
+    return 0 if all(holds for _, holds, _ in checked) else 1
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", "results/gpu.md", "The report, Markdown.")
+    flags.DEFINE_integer("steps", 50, "Times that each part is measured.", lower_bound=2)
+    flags.DEFINE_bool("tiny", False, "A small network, on any device, to try the script itself.")
+    run(main)
