@@ -3,9 +3,9 @@
 Fifty pairs to train on, five to score. Command; the data set's own folder serves twice, training
 takes pairs 01 to 50, the test 51 to 55:
 
-    python -m difflid_jax.train --config=configs/dense_haze.py --workdir=runs/dense_haze \
-        --config.data.train=/data/Dense-Haze \
-        --config.data.test=/data/Dense-Haze \
+    python -m difflid_jax.train --config=configs/dense_haze.py --workdir=runs/dense_haze \\
+        --config.data.train=/data/Dense-Haze \\
+        --config.data.test=/data/Dense-Haze \\
         --config.prior=/weights/imagenet256
 
 1. Data: Dense-Haze (55 pairs, 1600x1200) from its NTIRE page;

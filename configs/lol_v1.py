@@ -3,9 +3,9 @@
 The same network and schedule as for haze. Command; the data set's own folder serves twice, training
 takes `our485`, the test `eval15`:
 
-    python -m difflid_jax.train --config=configs/lol_v1.py --workdir=runs/lol_v1 \
-        --config.data.train=/data/LOL \
-        --config.data.test=/data/LOL \
+    python -m difflid_jax.train --config=configs/lol_v1.py --workdir=runs/lol_v1 \\
+        --config.data.train=/data/LOL \\
+        --config.data.test=/data/LOL \\
         --config.prior=/weights/imagenet256
 
 1. Data: LOL (485 and 15 pairs, 600x400), folders `our485` and `eval15`;

@@ -3,9 +3,9 @@
 The same network and schedule as for haze. Command; the data set's own folder serves twice, training
 takes `Train`, the test `Test`:
 
-    python -m difflid_jax.train --config=configs/lol_v2_real.py --workdir=runs/lol_v2_real \
-        --config.data.train=/data/LOL-v2/Real_captured \
-        --config.data.test=/data/LOL-v2/Real_captured \
+    python -m difflid_jax.train --config=configs/lol_v2_real.py --workdir=runs/lol_v2_real \\
+        --config.data.train=/data/LOL-v2/Real_captured \\
+        --config.data.test=/data/LOL-v2/Real_captured \\
         --config.prior=/weights/imagenet256
 
 1. Data: LOL-v2 (689 and 100 real pairs), folder `Real_captured`;

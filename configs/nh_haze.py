@@ -3,9 +3,9 @@
 Fifty pairs to train on, five to score. Command; the data set's own folder serves twice, training
 takes pairs 01 to 50, the test 51 to 55:
 
-    python -m difflid_jax.train --config=configs/nh_haze.py --workdir=runs/nh_haze \
-        --config.data.train=/data/NH-HAZE \
-        --config.data.test=/data/NH-HAZE \
+    python -m difflid_jax.train --config=configs/nh_haze.py --workdir=runs/nh_haze \\
+        --config.data.train=/data/NH-HAZE \\
+        --config.data.test=/data/NH-HAZE \\
         --config.prior=/weights/imagenet256
 
 1. Data: NH-HAZE (55 pairs, 1600x1200) from its NTIRE page;

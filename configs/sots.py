@@ -2,8 +2,8 @@
 
 Command (one line; the first two paths are the data sets' own folders, the third comes from step 2):
 
-    python -m difflid_jax.train --config=configs/sots.py --workdir=runs/sots \
-        --config.data.train=/data/RESIDE/ITS --config.data.test=/data/RESIDE/SOTS/indoor \
+    python -m difflid_jax.train --config=configs/sots.py --workdir=runs/sots \\
+        --config.data.train=/data/RESIDE/ITS --config.data.test=/data/RESIDE/SOTS/indoor \\
         --config.prior=/weights/imagenet256
 
 1. Data: ITS (standard, 13,990 hazy and 1,399 clean pictures) and SOTS from the RESIDE page;

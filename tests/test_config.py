@@ -49,8 +49,31 @@ def test_every_config_names_a_command_that_runs_it(path):
         assert not hasattr(module, "get_config")
         return
     assert f"--config=configs/{path.stem}.py" in module.__doc__
+    assert max(len(line) for line in module.__doc__.splitlines()) <= 110
     if "difflid_jax.train" in module.__doc__:
         schema.check(module.get_config())
+
+
+def test_the_tables_change_what_they_study_and_nothing_else():
+    for name, count in (("table2", 4), ("table3", 5)):
+        module = importlib.import_module(f"configs.{name}")
+        fingerprints = set()
+        for dataset in module.SETS:
+            own = importlib.import_module(f"configs.{dataset}").get_config()
+            for row in module.ROWS:
+                config = module.get_config(f"{dataset},{row}")
+                schema.check(config)
+                fingerprints.add(schema.fingerprint(config))
+                changed = {line.split(" is ")[0] for line in schema.differences(config, schema.to_json(own))}
+                allowed = {"config.network.variant", "config.features.kind", "config.features.layer"}
+                assert changed <= allowed
+        assert len(fingerprints) == 3 * count
+        with pytest.raises(ValueError, match=f"{name}.py:sots,none: expected one of"):
+            module.get_config("sots,none")
+    figure = importlib.import_module("configs.figure8")
+    assert figure.get_config("0,300").features.times == (0, 300)
+    with pytest.raises(ValueError, match=r"figure8\.py:300: expected two timesteps"):
+        figure.get_config("300")
 
 
 @pytest.mark.parametrize(

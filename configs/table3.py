@@ -1,0 +1,43 @@
+"""Table 3: other features in place of the h-space, on SOTS, Dense-Haze and NH-HAZE (PSNR).
+
+    python -m difflid_jax.train --config=configs/table3.py:dense_haze,layer_e --workdir=runs/table3/... \\
+        (data and prior as in configs/dense_haze.py)
+
+The word after the colon is one of sots, dense_haze, nh_haze; the second one of the rows. The paper names no
+layers. Ours are those on the grid of the h-space, 1/32 of the picture: the U-Net's last encoder block and its
+second decoder block (convert the prior with its decoder for that: --part all), the last pooling of VGG-16 and
+the last block of ResNet-50. The classifiers know no timestep: both maps are the same. VGG-16 needs no prior
+(its weights come with a package), ResNet-50 takes one from `python -m convert_weights.perceptual`.
+
+Expected, from the paper; not reproduced here so far. Each row costs about what
+the data set's own config costs.
+
+| row | SOTS | Dense-Haze | NH-HAZE |
+|---|---:|---:|---:|
+| layer_e | 36.52 | 13.86 | 17.53 |
+| layer_d | 39.10 | 16.44 | 19.88 |
+| vgg16 | 27.83 | 12.87 | 16.23 |
+| resnet50 | 25.49 | 12.52 | 15.62 |
+| h_space | 40.33 | 16.97 | 20.29 |
+"""
+
+import importlib
+
+SETS = ("sots", "dense_haze", "nh_haze")
+ROWS = {
+    "layer_e": ("h_space", "encoder:17"),
+    "layer_d": ("h_space", "decoder:1"),
+    "vgg16": ("vgg16", "middle"),
+    "resnet50": ("resnet50", "middle"),
+    "h_space": ("h_space", "middle"),
+}
+
+
+def get_config(which: str = "sots,h_space"):
+    """The data set's own config with the features of a row."""
+    dataset, _, row = which.partition(",")
+    if dataset not in SETS or row not in ROWS:
+        raise ValueError(f"table3.py:{which}: expected one of {SETS}, a comma, and one of {tuple(ROWS)}")
+    config = importlib.import_module(f"configs.{dataset}").get_config()
+    config.features.kind, config.features.layer = ROWS[row]
+    return config
