@@ -65,7 +65,11 @@ def _message(error: BaseException) -> str:
     said = error
     while isinstance(said, BaseException) and isinstance(said, KeyError | AttributeError) and said.args:
         said = said.args[0]
-    return " ".join(str(said).split()) or type(error).__name__
+    text = str(said)
+    if "Traceback (most recent" in text:
+        # config_flags hands on the whole traceback of a config file that refuses its argument.
+        text = text[: text.index("Traceback (most recent")] + text.rstrip().splitlines()[-1]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _program_name(argv: Sequence[str]) -> str:
