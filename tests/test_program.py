@@ -55,5 +55,5 @@ def test_versions_never_tried_get_no_flag(monkeypatch):
 
 
 def test_a_config_that_refuses_its_argument_says_so_without_its_traceback():
-    error = ValueError("Error parsing:\n\nTraceback (most recent call last):\n  File\n\nValueError: two words\n")
-    assert program.one_line(error) == "Error parsing: ValueError: two words"
+    error = ValueError("Parsing:\n\nTraceback (most recent call last):\n  File\n\nValueError: two words\n")
+    assert program.one_line(error) == "Parsing: ValueError: two words"

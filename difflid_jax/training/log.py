@@ -47,8 +47,8 @@ class RunLog:
     def training(self, step: int, values: Mapping[str, float]) -> None:
         """The means since the last call; moves the bar."""
         self.metrics("train", step, values)
-        names = {"loss": ".4f", "psnr": ".2f", "images_per_second": ".1f"}
-        shown = {name: format(values[name], form) for name, form in names.items() if name in values}
+        names = {"loss": ("loss", ".4f"), "psnr": ("PSNR", ".2f"), "images_per_second": ("images/s", ".1f")}
+        shown = {word: format(values[n], form) for n, (word, form) in names.items() if n in values}
         if values.get("skipped"):
             shown["skipped"] = str(values["skipped"])
         self._bar.set_postfix(shown, refresh=False)
