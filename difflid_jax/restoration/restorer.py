@@ -59,7 +59,7 @@ class Restorer:
         self.frozen_parameters = _count(features.frozen)
         self.tile = checked_tile(tile)
         self._align = getattr(self.spec, "stride", _RELEASE_STRIDE)
-        self._multiple = math.lcm(features.multiple, self._align)
+        self.multiple = math.lcm(features.multiple, self._align)
         self._can_tile = "self_attention" not in (
             getattr(self.spec, "content", ""),
             getattr(self.spec, "haze", ""),
@@ -87,7 +87,7 @@ class Restorer:
         image: see `image_kinds`. strength: from 0 (the input) to 1 (the restored picture). on_tile is told
         (tiles done, tiles in all) of each picture. Raises ValueError or TypeError for what is no picture.
         """
-        strength = _checked_strength(strength)
+        strength = checked_strength(strength)
         return image_kinds.through(image, lambda pixels: self.restore_pixels(pixels, strength, on_tile))
 
     def compiled(self) -> int:
@@ -133,7 +133,7 @@ class Restorer:
         if tile == "auto" and not large:
             whole = True
         if whole:
-            size = (tiles.bucket(height, self._multiple), tiles.bucket(width, self._multiple))
+            size = (tiles.bucket(height, self.multiple), tiles.bucket(width, self.multiple))
             x = _signed(_padded(pixels, *size))[None]
             yield 0, np.asarray(self._restore_whole(self.weights, self.frozen, x))[0]
             if on_tile:
@@ -141,10 +141,10 @@ class Restorer:
             return
         if large:
             pixels = _padded(pixels, *(-(-side // self._align) * self._align for side in (height, width)))
-            size = tiles.working_size(*pixels.shape[:2], self._multiple)
+            size = tiles.working_size(*pixels.shape[:2], self.multiple)
             view = _shrunk(pixels, *size)
         else:
-            size = (tiles.bucket(height, self._multiple), tiles.bucket(width, self._multiple))
+            size = (tiles.bucket(height, self.multiple), tiles.bucket(width, self.multiple))
             pixels = _padded(pixels, *size)
             view = _unit(pixels)
         maps, gates = self._survey(self.weights, self.frozen, (_coloured(view) * 2 - 1)[None])
@@ -268,7 +268,7 @@ def checked_tile(tile: str | int) -> str | int:
     return tile
 
 
-def _checked_strength(strength: float) -> float:
+def checked_strength(strength: float) -> float:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength: expected 0 (the input) to 1 (the restored picture), found {strength}")
     return float(strength)

@@ -9,6 +9,7 @@ from flax import nnx
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.restoration.restorer import load_restorer
 from difflid_jax.weights import store
 
 PRIOR = UNetSpec(16, 32, 1, (), (1, 1), num_head_channels=16)
@@ -47,3 +48,9 @@ def restorer_folder(tmp_path_factory, prior_folder):
         noise_seed=0,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def restorer(restorer_folder):
+    """One for all tests, so that its programs (here mostly of 64×64 px) are compiled once."""
+    return load_restorer(restorer_folder)
