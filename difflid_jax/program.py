@@ -38,6 +38,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except (Refused, ValueError, OSError) as error:
             print(f"{_program_name(argv)}: {one_line(error)}", file=sys.stderr)
             status = 2
+        except KeyboardInterrupt:
+            status = 130
         sys.exit(status or 0)
 
     app.run(guarded, flags_parser=_parse_flags)

@@ -57,11 +57,10 @@ def main(argv: Sequence[str]) -> int:
     schema.check(options.config)
     devices.join_processes(options.multihost)
     use_compilation_cache()
-    with Interruption() as interruption:
-        return train(options.config, Path(options.workdir), interruption)
+    return train(options.config, Path(options.workdir))
 
 
-def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
+def train(config: ConfigDict, folder: Path) -> int:
     """Train a checked config in a workdir to its end; the exit status.
 
     Raises ValueError or OSError for what cannot be trained, before anything is written.
@@ -111,33 +110,35 @@ def train(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
         primary=jax.process_index() == 0,
     )
     try:
-        outcome = loop.run(
-            schema.loop_spec(config, len(pictures), flops=throughput.flops(step), peak=throughput.peak()),
-            compiled,
-            state,
-            frozen,
-            batches,
-            mesh=mesh,
-            checkpoints=checkpoints,
-            log=log,
-            interruption=interruption,
-            meta=meta,
-            evaluate=validation and scorer.on(validation),
-            profile_folder=folder / "profile",
-        )
-        if outcome.signal:
-            log.close()
-            return _stopped(outcome.signal, folder)
-        params, at = _chosen(checkpoints, outcome)
-        trained = nnx.merge(graph, params)
-        _write_weights(folder, config, features, trained, step=at, scores={})
-        if test is not None:
-            result = scorer.on(test)(params, lambda: interruption.signal != 0)
-            if result is None:
+        # Before this, nothing is lost where a signal ends the program at once.
+        with Interruption() as interruption:
+            outcome = loop.run(
+                schema.loop_spec(config, len(pictures), flops=throughput.flops(step), peak=throughput.peak()),
+                compiled,
+                state,
+                frozen,
+                batches,
+                mesh=mesh,
+                checkpoints=checkpoints,
+                log=log,
+                interruption=interruption,
+                meta=meta,
+                evaluate=validation and scorer.on(validation),
+                profile_folder=folder / "profile",
+            )
+            if outcome.signal:
                 log.close()
-                return _stopped(interruption.signal, folder)
-            log.evaluation(at, *result, kind="test")
-            _write_weights(folder, config, features, trained, step=at, scores=result[0])
+                return _stopped(outcome.signal, folder)
+            params, at = _chosen(checkpoints, outcome)
+            trained = nnx.merge(graph, params)
+            _write_weights(folder, config, features, trained, step=at, scores={})
+            if test is not None:
+                result = scorer.on(test)(params, lambda: interruption.signal != 0)
+                if result is None:
+                    log.close()
+                    return _stopped(interruption.signal, folder)
+                log.evaluation(at, *result, kind="test")
+                _write_weights(folder, config, features, trained, step=at, scores=result[0])
         log.say(f"weights of step {at:,}: {folder / 'weights'}")
     except Diverged as error:
         log.say(f"train: {error}")
@@ -250,7 +251,6 @@ def _write_weights(
     """The restorer's weights folder: all that `load_restorer` needs, and what the weights are."""
     if jax.process_index() != 0:
         return
-    kind = config.features.kind
     shipped = config.prior in store.shipped()
     store.save(
         folder / "weights",
@@ -259,7 +259,7 @@ def _write_weights(
         network.spec.to_dict(),
         prior=config.prior if shipped or not config.prior else str(Path(config.prior).absolute()),
         prior_sha256=features.sha256,
-        features=schema.h_space_spec(config).to_dict() if kind == "h_space" else kind,
+        features={"kind": config.features.kind, **schema.h_space_spec(config).to_dict()},
         noise_seed=config.features.noise_seed,
         config=config.to_dict(),
         step=step,

@@ -22,6 +22,7 @@ def ended(body: str, *arguments: str) -> subprocess.CompletedProcess:
         ("raise Refused('a,\\n  b')", 2, "-c: a, b\n"),
         ("raise ValueError('bad')", 2, "-c: bad\n"),
         ("raise ValueError('\\x1b[2Jß')", 2, "-c: ?[2Jß\n"),
+        ("raise KeyboardInterrupt", 130, ""),
         ("open('/no/such/file')", 2, "-c: /no/such/file: No such file or directory\n"),
     ],
 )

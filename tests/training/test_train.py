@@ -11,7 +11,6 @@ import pytest
 from absl import flags
 
 from difflid_jax import train
-from difflid_jax.training.loop import Interruption
 from difflid_jax.weights import store
 
 
@@ -130,7 +129,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(config_of, tmp_path, capsys, f
     with pytest.raises((ValueError, OSError, AttributeError, KeyError, flags.Error), match=said) as caught:
         config = config_of(flag)
         train.schema.check(config)
-        with Interruption() as interruption:
-            train.train(config, workdir, interruption)
+        train.train(config, workdir)
     assert not workdir.exists()
     assert len(str(caught.value)) < 700
