@@ -26,8 +26,8 @@ def prior_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def restorer_folder(tmp_path_factory, prior_folder):
-    """Features of 32×32 px each, as the shipped one's; it changes a picture visibly (about ±0.2 of [0,1])."""
-    spec = NetworkSpec(widths=(4, 8, 16, 32), feature_channels=32, heads=2)
+    """Features of 32×32 px each, three levels; it changes a picture visibly (about ±0.2 of [0,1])."""
+    spec = NetworkSpec(widths=(4, 8, 16), feature_channels=32, heads=2)
     shapes = store.shapes_of(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
     tensors = {

@@ -110,20 +110,17 @@ def test_tiles_do_not_show(in_tiles, picture):
 
 
 def test_a_large_picture_is_looked_at_as_a_whole_at_the_working_size(in_tiles, monkeypatch):
-    """No seams, and not far from what features at full size give."""
+    """No seams; what the smaller view changes is measured on photographs (scripts/benchmarks/restore.py)."""
     monkeypatch.setattr(tiles, "WORKING_PIXELS", 96 * 128)
     hazy = smooth(300, 410)
-    found = in_tiles(hazy)
-    change = found - hazy
+    change = in_tiles(hazy) - hazy
+    assert np.abs(change).mean() > 0.01
     steps = np.abs(np.diff(change, axis=0)).mean((1, 2)), np.abs(np.diff(change, axis=1)).mean((0, 2))
-    for step, length in zip(steps, (304, 416), strict=True):
+    for step, length in zip(steps, (300, 412), strict=True):
         seams = np.zeros(len(step), bool)
-        for span in tiles.spans(length, tiles.LEAST_TILE, 8)[1:]:
+        for span in tiles.spans(length, tiles.LEAST_TILE, 4)[1:]:
             seams[span.first - 1 : span.first + tiles.RAMP] = True
         assert step[seams].max() <= step[~seams].max() + 0.01 / 255
-    in_tiles.tile = "off"
-    whole = in_tiles(hazy)
-    assert 0 < np.abs(found - whole).mean() < 0.25 * np.abs(change).mean()
 
 
 def test_padding_to_a_bucket_hardly_changes_a_picture(restorer):
