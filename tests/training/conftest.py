@@ -21,7 +21,7 @@ PRIOR = UNetSpec(
     model_channels=32,
     num_res_blocks=1,
     attention_resolutions=(),
-    channel_mult=(1, 1),
+    channel_mult=(1,),
     num_head_channels=16,
 )
 CONFIG = """
