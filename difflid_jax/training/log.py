@@ -48,7 +48,8 @@ class RunLog:
         """The means since the last call; moves the bar."""
         self.metrics("train", step, values)
         names = {"loss": ("loss", ".4f"), "psnr": ("PSNR", ".2f"), "images_per_second": ("images/s", ".1f")}
-        shown = {word: format(values[n], form) for n, (word, form) in names.items() if n in values}
+        known = {name for name in names if math.isfinite(values.get(name, math.nan))}
+        shown = {word: format(values[n], form) for n, (word, form) in names.items() if n in known}
         if values.get("skipped"):
             shown["skipped"] = str(values["skipped"])
         self._bar.set_postfix(shown, refresh=False)

@@ -68,7 +68,10 @@ class Tiny:
 
     def run(self, workdir: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(workdir, *flags, **environment)
-        out, err = process.communicate(timeout=300)
+        try:
+            out, err = process.communicate(timeout=900)
+        finally:
+            process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     @staticmethod

@@ -99,7 +99,7 @@ def test_killed_three_times_and_stopped_once_it_ends_with_the_same_bits(tiny, tm
 
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_with_the_same_bits(tiny, tmp_path):
-    longer = ("--config.training.steps=300",)
+    longer = ("--config.training.steps=120",)
     assert tiny.run(tmp_path / "undisturbed", *longer).returncode == 0
     kill_and_compare(tiny, tmp_path / "run", tmp_path / "undisturbed", longer, kills=20)
 
