@@ -4,7 +4,7 @@ Command (paths: NYU Depth v2's labelled training pictures as rgb/ and depth/, an
 
     python -m difflid_jax.train --config=configs/haze.py --workdir=runs/haze \\
         --config.data.train='nyu_v2_labelled_train.tar#1-1299,nyu_v2_labelled_train.tar#1-1299,BSDS500' \\
-        --config.data.validation='nyu_v2_labelled_train.tar#1300-1399'
+        --config.data.validation='nyu_v2_labelled_train.tar#1300-1399' --config.data.validation_source=rgbd
 
 Data: RESIDE's indoor training set rebuilt as it is read: clean pictures with measured depth, a fresh A and
 β for every crop; photographs without depth get a plausible one, so that outdoor pictures work, too. The

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from difflid_jax.restoration.dark_channel import atmospheric_light, dark_channel, dark_channel_prior
 from difflid_jax.data.guided_filter import box_mean, guided_filter
+from difflid_jax.restoration.dark_channel import atmospheric_light, dark_channel, dark_channel_prior
 
 
 @pytest.fixture(scope="module")
