@@ -1,8 +1,7 @@
 """DiffLI²D (ECCV 2024) in JAX/Flax: dehazing guided by the h-space of a frozen diffusion model.
 
-    import difflid_jax
-    restorer = difflid_jax.load_restorer()      # or a folder of one's own training run
-    clean = restorer(image)                     # a PIL image, a NumPy or a JAX array
+In Python, `restorer = difflid_jax.load_restorer()` and then `clean = restorer(image)`: a PIL image, a NumPy
+or a JAX array in, the same kind out. Programs: `python -m difflid_jax.restore --help` and its neighbours.
 """
 
 import os

@@ -75,7 +75,7 @@ class Restorer:
         self.look = look
         self._restore_whole = jax.jit(lambda *arguments: look(*arguments)[0])
         self._survey = jax.jit(lambda *arguments: look(*arguments)[1:])
-        self._restore_tile = jax.jit(
+        self.restore_tile = jax.jit(
             lambda weights, x, maps, gates, window: nnx.merge(graph, weights)(
                 x, *maps, gates=gates, window=window
             )[0]
@@ -92,7 +92,7 @@ class Restorer:
 
     def compiled(self) -> int:
         """How many programs were compiled so far."""
-        programs = (self._restore_whole, self._survey, self._restore_tile)
+        programs = (self._restore_whole, self._survey, self.restore_tile)
         return sum(program._cache_size() for program in programs)
 
     def restore_array(self, hazy: np.ndarray) -> np.ndarray:
@@ -154,7 +154,7 @@ class Restorer:
             window = (down.start / rows, across.start / columns, down.stop / rows, across.stop / columns)
             x = _signed(pixels[down, across])[None]
             window = tuple(np.float32(edge) for edge in window)
-            return np.asarray(self._restore_tile(self.weights, x, maps, gates, window))[0]
+            return np.asarray(self.restore_tile(self.weights, x, maps, gates, window))[0]
 
         yield from tiles.blend(rows, columns, side, self._align, restore, on_tile)
 

@@ -1,0 +1,194 @@
+"""How long a photograph takes and how much memory, from 0.3 to 12 megapixels.
+
+    python scripts/benchmark.py restore
+    python scripts/benchmark.py restore --weights=runs/its --megapixels=0.3,2 --deviation
+
+For each size a photograph is restored by `python -m difflid_jax.restore` in a process of its own, first with
+an empty compilation cache (cold), then again (warm); the peak of memory is the larger of the two. "Call" is
+the least time of a call in a running process. The floor is what the call's arithmetic would take at the rate
+of one large matrix product measured here: FLOP are XLA's count before optimisation, a multiply-add as two.
+
+--deviation: how far a large photograph restored in tiles, with features and gates from the working size, is
+from the same restored in one piece with features at full size (mean and 99th percentile, of 255). It takes
+much memory. Without --weights the shipped restorer is measured or, where none is shipped, one of --preset
+with random weights.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from PIL import Image
+
+from difflid_jax.data.photographs import photographs
+from difflid_jax.features.build import build_features
+from difflid_jax.features.h_space import HSpaceSpec
+from difflid_jax.network import attention
+from difflid_jax.network.difflid import PRESETS, DiffLI2D, NetworkSpec
+from difflid_jax.program import Refused, run
+from difflid_jax.restoration import tiles
+from difflid_jax.restoration.restorer import Restorer, load_restorer
+from difflid_jax.training.throughput import flops
+from difflid_jax.weights import store
+
+_WEIGHTS = flags.DEFINE_string("weights", "", "Shipped name, folder or workdir of a restorer.")
+_PRESET = flags.DEFINE_enum("preset", "slim", list(PRESETS), "Network where nothing is shipped.")
+_SIZES = flags.DEFINE_list("megapixels", ["0.3", "2", "12"], "Sizes; 0.3 is 620×460, the others are 4:3.")
+_TURNS = flags.DEFINE_integer("turns", 3, "Calls measured of each size.", lower_bound=1)
+_DEVIATION = flags.DEFINE_bool("deviation", False, "Measure the deviation of the working size, at 2 MP.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    try:
+        sizes = [_height_width(float(text)) for text in _SIZES.value]
+    except ValueError as error:
+        raise Refused(f"--megapixels {','.join(_SIZES.value)}: expected numbers above 0") from error
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        weights = _weights(root / "weights")
+        restorer = load_restorer(weights)
+        print(f"{weights}: {restorer.parameters:,} parameters, {restorer.frozen_parameters:,} frozen")
+        print(f"{'size':>12}{'MP':>7}{'cold':>9}{'warm':>9}{'call':>9}{'per MP':>9}{'floor':>9}{'peak':>10}")
+        for size in sizes:
+            _measure(restorer, weights, size, root / f"{size[0]}x{size[1]}")
+        if _DEVIATION.value:
+            _deviation(restorer, _height_width(2))
+
+
+def _measure(restorer: Restorer, weights: str, size: tuple[int, int], folder: Path) -> None:
+    photo = _photograph(size)
+    folder.mkdir()
+    Image.fromarray(photo).save(folder / "photo.jpg", quality=92)
+    (cold, first), (warm, second) = (_program(weights, folder) for _ in range(2))
+    restorer(photo)
+    calls = []
+    for _ in range(_TURNS.value):
+        start = time.perf_counter()
+        restorer(photo)
+        calls.append(time.perf_counter() - start)
+    megapixels = size[0] * size[1] / 1e6
+    floor = _flops(restorer, size) / _rate()
+    print(
+        f"{size[1]:>7}×{size[0]:<4}{megapixels:>7.2f}{cold:>7.1f} s{warm:>7.1f} s{min(calls):>7.2f} s"
+        f"{min(calls) / megapixels:>7.2f} s{floor:>7.2f} s{max(first, second) / 2**20:>6,.0f} MiB",
+        flush=True,
+    )
+
+
+def _program(weights: str, folder: Path) -> tuple[float, int]:
+    """(seconds, bytes at the peak) of the program for the photograph in `folder`, with its own cache."""
+    command = [sys.executable, "-m", "difflid_jax.restore", str(folder / "photo.jpg"), "--overwrite"]
+    command += [f"--output={folder / 'out'}", f"--weights={weights}"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    spent = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise Refused(f"the program failed: {said}")
+    return spent, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _flops(restorer: Restorer, size: tuple[int, int]) -> float:
+    """Of one call: in one piece at its own size, or the view of the whole and each pixel once."""
+    height, width = size
+
+    def shape(rows, columns):
+        rows, columns = (-(-side // restorer.multiple) * restorer.multiple for side in (rows, columns))
+        return jax.ShapeDtypeStruct((1, rows, columns, 3), jnp.float32)
+
+    def whole(x):
+        return flops(jax.jit(restorer.look).lower(restorer.weights, restorer.frozen, x))
+
+    # XLA counts the body of a loop once: no chunks.
+    with mock.patch.object(attention, "_in_chunks", jax.nn.dot_product_attention):
+        if height * width <= tiles.WORKING_PIXELS:
+            return whole(shape(height, width))
+        view = shape(*tiles.working_size(height, width, restorer.multiple))
+        _, maps, gates = jax.eval_shape(restorer.look, restorer.weights, restorer.frozen, view)
+        tile = shape(512, 512)
+        window = (jax.ShapeDtypeStruct((), jnp.float32),) * 4
+        lowered = restorer.restore_tile.lower(restorer.weights, tile, maps, gates, window)
+        return whole(view) + flops(lowered) * height * width / 512**2
+
+
+def _rate() -> float:
+    """FLOP/s of a matrix product of 2,048 rows and columns, the best of five."""
+    a = jax.random.normal(jax.random.key(0), (2048, 2048))
+    product = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        seconds.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(seconds)
+
+
+def _deviation(restorer: Restorer, size: tuple[int, int]) -> None:
+    for name, clean, _ in photographs("test"):
+        photo = (
+            np.asarray(Image.fromarray(clean).resize(size[::-1], Image.Resampling.LANCZOS), np.float32) / 255
+        )
+        hazy = 0.5 * photo + 0.45
+        in_tiles = restorer(hazy)
+        restorer.tile = "off"
+        whole = restorer(hazy)
+        restorer.tile = "auto"
+        difference, change = np.abs(in_tiles - whole) * 255, np.abs(whole - hazy) * 255
+        print(
+            f"{name}, {size[1]}×{size[0]}: in tiles and in one piece differ by {difference.mean():.2f} in "
+            f"the mean, {np.percentile(difference, 99):.2f} at 99 %; restoring changes it by "
+            f"{change.mean():.2f}"
+        )
+
+
+def _weights(folder: Path) -> str:
+    if _WEIGHTS.value or "haze" in store.shipped():
+        return _WEIGHTS.value or "haze"
+    features = HSpaceSpec(downscale=2)
+    channels = build_features("h_space", "photos64", features).channels
+    spec = NetworkSpec(widths=PRESETS[_PRESET.value], feature_channels=channels)
+    network = nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.normal(0, 0.05, shape).astype(np.float32)
+        for name, shape in store.shapes_of(network).items()
+    }
+    store.save(folder, "restorer", tensors, spec.to_dict(), prior="photos64", features=features.to_dict())
+    return str(folder)
+
+
+def _height_width(megapixels: float) -> tuple[int, int]:
+    if not megapixels > 0:
+        raise ValueError(megapixels)
+    if megapixels == 0.3:
+        return 460, 620
+    width = round((megapixels * 1e6 * 4 / 3) ** 0.5)
+    return round(width * 3 / 4), width
+
+
+def _photograph(size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H,W,3)"""
+    _, clean, _ = photographs("test")[0]
+    return np.asarray(Image.fromarray(clean).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+if __name__ == "__main__":
+    run(main)
