@@ -13,6 +13,8 @@ from difflid_jax import config as schema
 from difflid_jax.data.pipeline import Evaluation
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.features.build import FrozenFeatures, build_features
+from difflid_jax.metrics.fidelity import GAUSSIAN_SIZE
+from difflid_jax.metrics.lpips import LEAST_SIDE
 
 _NO_PRIOR = (
     "config.prior is not given: it names the frozen diffusion model. The paper's is OpenAI's "
@@ -45,8 +47,10 @@ def open_evaluation(config: ConfigDict, role: str) -> Evaluation | None:
     """
     if not config.data[role] and not (role == "test" and source_of(config, role) == "photographs"):
         return None
+    pictures = open_pictures(config, role)
+    _check_large_enough(config, role, pictures)
     return Evaluation(
-        open_pictures(config, role),
+        pictures,
         schema.haze_spec(config),
         limit=config.evaluation.limit if role == "validation" else 0,
         process_index=jax.process_index(),
@@ -77,6 +81,19 @@ def open_features(config: ConfigDict) -> FrozenFeatures:
         )
     except FileNotFoundError as error:
         raise ValueError(f"config.prior: {error}") from error
+
+
+def _check_large_enough(config: ConfigDict, role: str, pictures: DataSet) -> None:
+    """Refuse, before a long run, pictures on which a score cannot be computed."""
+    least = LEAST_SIDE["alex"] if config.evaluation.lpips else GAUSSIAN_SIZE
+    for name, positions in zip(pictures.names, pictures.elements, strict=True):
+        height, width = pictures.store.shape(positions[0])[:2]
+        if min(height, width) < least:
+            raise ValueError(
+                f"config.data.{role}: {name} is {width}×{height}, and its scores need sides of at least "
+                f"{least}; leave it out"
+                + (" or the LPIPS (config.evaluation.lpips=False)" if config.evaluation.lpips else "")
+            )
 
 
 def source_of(config: ConfigDict, role: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from difflid_jax.training import mesh as devices
+from difflid_jax.training import throughput
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.step import TrainState
@@ -142,14 +143,23 @@ def run(
         if ending or stop:
             break
 
+        try:
+            batch = next(batches)
+        except Exception:
+            # Ctrl-C reaches the worker processes of the input too, and may end them first.
+            if not interruption.signal or jax.process_count() > 1:
+                raise
+            stop = interruption.signal
+            continue
         profile.before(done + 1)
-        state, metrics = step(state, frozen, next(batches))
+        state, metrics = step(state, frozen, batch)
         done += 1
         late = time.monotonic() > deadline
         wish = devices.greatest(mesh, interruption.signal or (_TIME_IS_UP if late else 0))
         stop = progress.sent(done, metrics, wish)
         profile.after(done, metrics)
 
+    profile.end()
     checkpoints.wait()
     return Outcome(state, done, 0 if stop == _TIME_IS_UP else int(stop))
 
@@ -214,6 +224,8 @@ class _Progress:
         values["seconds_left"] = seconds * (self._spec.steps - step)
         if self._spec.flops and self._spec.peak:
             values["share_of_peak"] = self._spec.flops / seconds / self._spec.peak
+        if memory := throughput.peak_memory():
+            values["peak_memory_gib"] = memory / 2**30
         self._log.training(step, values)
 
 
@@ -223,15 +235,22 @@ class _Profile:
     def __init__(self, span: tuple[int, int] | None, folder: Path | None):
         self._first, self._last = span if span is not None and folder is not None else (0, 0)
         self._folder = folder
+        self._running = False
 
     def before(self, step: int) -> None:
         if step == self._first:
             jax.profiler.start_trace(str(self._folder))
+            self._running = True
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        if step == self._last:
+        if step == self._last and self._running:
             jax.block_until_ready(metrics)
+            self.end()
+
+    def end(self) -> None:
+        if self._running:
             jax.profiler.stop_trace()
+            self._running = False
 
 
 def _mean(values: list[np.ndarray]) -> float:

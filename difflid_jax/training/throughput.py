@@ -1,4 +1,4 @@
-"""How much work a step is, and what share of the devices' peak that makes."""
+"""How much work a step is, what share of the devices' peak that makes, and how much memory it takes."""
 
 import jax
 
@@ -32,6 +32,11 @@ def flops(lowered: jax.stages.Lowered) -> float:
 def peak() -> float:
     """What all devices together could do in a second; 0 for devices that are not in the table."""
     return sum(_peak_of(device.device_kind) for device in jax.devices())
+
+
+def peak_memory() -> int:
+    """Bytes of the first device that were in use at the most so far; 0 where it does not say (CPU)."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def _peak_of(kind: str) -> float:

@@ -246,9 +246,8 @@ def _loop(config, steps, compiled, state, frozen, batches, mesh, folder: Path) -
 
 
 def _memory(compiled) -> int:
-    said = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in said:
-        return said["peak_bytes_in_use"]
+    if memory := throughput.peak_memory():
+        return memory
     sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     analysis = compiled.memory_analysis()
     return sum(getattr(analysis, size, 0) for size in sizes)

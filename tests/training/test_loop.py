@@ -109,6 +109,26 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(tmp_path, un
     assert pick(lines(tmp_path)) == pick(undisturbed[1])
 
 
+def test_input_that_ends_with_the_signal_is_no_error(tmp_path):
+    class Ending(Points):
+        def __next__(self):
+            if self.next == 12:
+                os.kill(os.getpid(), signal.SIGINT)
+                raise RuntimeError("the workers are gone")
+            return super().__next__()
+
+    outcome = train(tmp_path, batches=Ending())
+    assert (outcome.step, outcome.signal) == (12, signal.SIGINT)
+    assert (tmp_path / "checkpoints" / "12").is_dir()
+
+    class Failing(Points):
+        def __next__(self):
+            raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(tmp_path / "other", batches=Failing())
+
+
 def test_signal_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with Interruption():
@@ -207,5 +227,5 @@ def test_minutes_end_a_run_early_with_a_checkpoint_and_an_evaluation(tmp_path):
 
 
 def test_profile_is_written(tmp_path):
-    train(tmp_path, steps=5, profile=(2, 3))
+    train(tmp_path, steps=5, profile=(2, 30))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

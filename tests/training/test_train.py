@@ -121,6 +121,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(tiny, tmp_path):
         ("--config.data.haze.beta=(2.0,1.0)", "config.data.haze.beta"),
         ("--config.evaluation.protocol=best", "config.evaluation.protocol must be one of"),
         ("--config.network.widths=(8,17)", "config.network.widths"),
+        ("--config.evaluation.lpips=True", "config.data.validation: .* is 28×24, .* at least 31; leave"),
         ("--config.data.batch_size=0", "config.data.batch_size must be at least 1"),
     ],
 )
