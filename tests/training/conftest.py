@@ -51,6 +51,7 @@ class Tiny:
     config: Path
     prior: Path
     environment: dict[str, str]
+    repository: Path = REPOSITORY
 
     def command(self, workdir: Path, *flags: str) -> list[str]:
         program = [sys.executable, "-m", "difflid_jax.train"]
@@ -60,7 +61,7 @@ class Tiny:
         return subprocess.Popen(
             self.command(workdir, *flags),
             env=self.environment | environment,
-            cwd=REPOSITORY,
+            cwd=self.repository,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
