@@ -24,8 +24,10 @@ _NO_PRIOR = (
 )
 
 
-def open_pictures(config: ConfigDict, role: str, cache: str | Path = "off") -> DataSet:
-    """The pictures of a role, 'train', 'validation' or 'test'."""
+def open_pictures(
+    config: ConfigDict, role: str, cache: str | Path = "off", *, thorough: bool = False
+) -> DataSet:
+    """The pictures of a role: 'train', 'validation', 'test'; `thorough` decodes each once, to be sure."""
     data = config.data
     try:
         return open_data(
@@ -34,6 +36,7 @@ def open_pictures(config: ConfigDict, role: str, cache: str | Path = "off") -> D
             dataset=data.dataset if role == "train" else data[f"{role}_dataset"] or data.dataset,
             split="train" if role == "train" else "test",
             cache=cache,
+            thorough=thorough,
             progress=jax.process_index() == 0,
         )
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
@@ -47,7 +50,7 @@ def open_evaluation(config: ConfigDict, role: str) -> Evaluation | None:
     """
     if not config.data[role] and not (role == "test" and source_of(config, role) == "photographs"):
         return None
-    pictures = open_pictures(config, role)
+    pictures = open_pictures(config, role, thorough=True)
     _check_large_enough(config, role, pictures)
     return Evaluation(
         pictures,

@@ -81,16 +81,20 @@ def train(config: ConfigDict, folder: Path) -> int:
     if workdir.has_checkpoints(folder):
         schema.check_same_run(config, folder / workdir.CONFIG)
 
+    cache = Path(config.data.cache or folder / "cache")
+    with workdir.as_it_was(cache):
+        batches = _batches(config, mesh, cache)
     checkpoints = Checkpoints(
         folder / workdir.CHECKPOINTS,
         keep=config.training.keep,
         metric=config.evaluation.best,
         highest=config.evaluation.best != "lpips",
     )
-    batches = _batches(config, mesh, cache=config.data.cache or folder / "cache")
     state, meta = _start(config, mesh, checkpoints, batches, state, features)
     workdir.create(folder, schema.to_json(config, indent=2))
     frozen = devices.put_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
+    if pictures.report is not None:
+        _say(pictures.report.text())
     _say(_summary(config, mesh, features, params, pictures, int(state.step), folder))
     step = _lower(config, mesh, graph, features, optimizer, state, frozen)
     compiled = step.compile()
@@ -160,7 +164,7 @@ def _new_network(spec: NetworkSpec, dtype, seed: int) -> tuple[nnx.GraphDef, nnx
     return graph, jax.jit(lambda: nnx.state(make()))()
 
 
-def _batches(config: ConfigDict, mesh, cache: str | Path) -> Batches:
+def _batches(config: ConfigDict, mesh, cache: Path) -> Batches:
     return Batches(
         experiment.open_pictures(config, "train", cache),
         schema.crop_spec(config),
@@ -186,7 +190,11 @@ def _start(
     state = devices.put_whole(mesh, state)
     restored = checkpoints.restore_latest(state)
     if restored is None:
-        return state, {"fingerprint": schema.fingerprint(config), "prior_sha256": features.sha256}
+        return state, {
+            "config": config.to_dict(),
+            "fingerprint": schema.fingerprint(config),
+            "prior_sha256": features.sha256,
+        }
     if restored.meta["prior_sha256"] != features.sha256:
         before, now = restored.meta["prior_sha256"][:12], features.sha256[:12]
         raise ValueError(

@@ -2,12 +2,15 @@
 
     config.json   metrics.jsonl   checkpoints/   tensorboard/   sheets/   weights/   cache/
 
-All checks come before the first byte is written.
+All checks come before the first byte is written, but for pictures that turn out to be damaged when they are
+decoded into the cache: then what was made is removed again.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -46,6 +49,24 @@ def check(workdir: Path, needed_bytes: int) -> None:
 def has_checkpoints(workdir: Path) -> bool:
     """Whether there is something to resume."""
     return any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+
+
+@contextlib.contextmanager
+def as_it_was(folder: Path) -> Iterator[None]:
+    """Where the body is refused (ValueError, OSError), leave `folder` and those above it as they were.
+
+    That is, remove what did not exist before; a folder that did is not touched.
+    """
+    made = folder
+    while not made.parent.exists():
+        made = made.parent
+    fresh = not made.exists()
+    try:
+        yield
+    except (ValueError, OSError):
+        if fresh:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def create(workdir: Path, config: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+import shutil
 import signal
 import time
 
@@ -102,6 +103,18 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(tiny, tmp_path):
     longer = ("--config.training.steps=120",)
     assert tiny.run(tmp_path / "undisturbed", *longer).returncode == 0
     kill_and_compare(tiny, tmp_path / "run", tmp_path / "undisturbed", longer, kills=20)
+
+
+@pytest.mark.parametrize("role", ["train", "validation"])
+def test_a_damaged_picture_is_named_before_the_first_step(tiny, config_of, tmp_path, role):
+    shutil.copytree(tiny.prior.parent / role, tmp_path / "pictures")
+    path = tmp_path / "pictures" / "hazy" / "1.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    config = config_of(f"--config.data.{role}={tmp_path / 'pictures'}")
+    with pytest.raises(ValueError, match=rf"config\.data\.{role}.*hazy/1\.png") as caught:
+        train.train(config, tmp_path / "runs" / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
