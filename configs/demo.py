@@ -20,7 +20,7 @@ def get_config():
     config = schema.default()
     config.prior = "photos64"
     config.data.source = "photographs"
-    config.data.resize = True
+    config.data.scale = (0.5, 1.0)
     config.data.batch_size = 4
     config.features.downscale = 2
     config.network.preset = "slim"

@@ -24,7 +24,7 @@ def get_config():
     config = schema.default()
     config.prior = "photos64"
     config.data.source = "photographs"
-    config.data.resize = True
+    config.data.scale = (0.5, 1.0)
     config.data.batch_size = 8
     config.data.haze.beta = (0.5, 1.8)
     config.data.haze.tint = 0.03

@@ -80,15 +80,16 @@ def default() -> ConfigDict:
                 "source": "folders",  # 'folders', 'tfds', 'photographs', 'rgbd' (haze made on the fly)
                 "crop": 128,
                 "flip": True,
-                "resize": False,  # shrink by up to a half, at random, before cropping
+                "scale": (1.0, 1.0),  # pictures are first resized by a factor from this range
                 "batch_size": 40,  # over all devices and processes
                 "workers": 0,
                 "cache": "",  # folder of the decoded cache; '' is <workdir>/cache, 'off' is none
-                # Haze made on the fly; tint to jpeg never apply to evaluation (data.pipeline.HazeSpec).
+                # Haze made on the fly; white to jpeg never apply to evaluation (data.augment.HazeSpec).
                 "haze": {
                     "airlight": (0.7, 1.0),
                     "beta": (0.6, 1.8),
                     "seed": 0,
+                    "white": 0.0,
                     "tint": 0.0,
                     "gamma": (1.0, 1.0),
                     "noise": 0.0,
@@ -177,7 +178,7 @@ def check(config: ConfigDict) -> None:
     # The rest is checked by the dataclasses that the sections become; their errors name the field.
     for prefix, make in (
         ("config.data.", lambda: haze_spec(config)),
-        ("config.data.crop: ", lambda: crop_spec(config)),
+        ("config.data.", lambda: crop_spec(config)),
         ("config.", lambda: h_space_spec(config)),
         ("config.", lambda: network_spec(config, 1)),
     ):
@@ -266,8 +267,7 @@ def haze_spec(config: ConfigDict) -> HazeSpec:
 
 
 def crop_spec(config: ConfigDict) -> CropSpec:
-    scale = (0.5, 1.0) if config.data.resize else (1.0, 1.0)
-    return CropSpec(size=config.data.crop, flip=config.data.flip, scale=scale)
+    return CropSpec(size=config.data.crop, flip=config.data.flip, scale=config.data.scale)
 
 
 def h_space_spec(config: ConfigDict) -> HSpaceSpec:

@@ -38,7 +38,7 @@ def test_the_papers_configs_differ_in_their_data_only(name):
     default = schema.default()
     for section in ("features", "network", "optimizer", "evaluation"):
         assert config[section] == default[section]
-    for field in ("crop", "batch_size", "flip", "resize", "source", "haze"):
+    for field in ("crop", "batch_size", "flip", "scale", "source", "haze"):
         assert config.data[field] == default.data[field]
 
 
@@ -83,7 +83,9 @@ def test_the_tables_change_what_they_study_and_nothing_else():
         ("data.source", "web", "config.data.source must be one of"),
         ("data.batch_size", 0, "config.data.batch_size must be at least 1, not 0"),
         ("data.crop", 0, "config.data.crop"),
+        ("data.scale", (1.0, 0.5), r"config.data.scale must be two numbers"),
         ("data.haze.airlight", (0.7, 1.2), "config.data.haze.airlight"),
+        ("data.haze.white", 1.5, "config.data.haze.white"),
         ("data.haze.beta", (1.0,), "config.data.haze.beta"),
         ("features.kind", "dino", "config.features.kind must be one of"),
         ("features.layer", "bottom", "config.features.layer must be 'middle', 'encoder:i' or 'decoder:i'"),

@@ -25,6 +25,7 @@ class HazeSpec:
     airlight, beta: ranges of A and β, drawn evenly for every crop (for every picture in evaluation).
     seed: of the haze of the evaluation pictures.
     The rest is off by default and never applies to evaluation pictures:
+    white: share of the crops with A = 1, as in all of SOTS-indoor, and none of the tint.
     tint: each channel of A is scaled by up to 1 ± tint (and held at 1).
     gamma: range of an exponent on the clean picture before haze, drawn evenly in its logarithm.
     noise: the largest standard deviation of Gaussian noise on the hazy picture, in [0,1] units.
@@ -34,6 +35,7 @@ class HazeSpec:
     airlight: tuple[float, float] = (0.7, 1.0)
     beta: tuple[float, float] = (0.6, 1.8)
     seed: int = 0
+    white: float = 0.0
     tint: float = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
     noise: float = 0.0
@@ -47,6 +49,8 @@ class HazeSpec:
         check_seed(self.seed)
         if self.airlight[1] > 1:
             raise ValueError(f"haze.airlight must be within [0, 1], not {self.airlight!r}")
+        if not 0 <= self.white <= 1:
+            raise ValueError(f"haze.white must be a share in [0, 1], not {self.white!r}")
         if not 0 <= self.tint < 1 or not 0 <= self.noise < 1:
             raise ValueError(f"haze.tint and haze.noise must be in [0, 1), not {self.tint!r}, {self.noise!r}")
         if self.jpeg and (len(self.jpeg) != 2 or not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100):
@@ -73,9 +77,9 @@ class CropSpec:
 
     def __post_init__(self):
         if self.size < 1:
-            raise ValueError(f"the crop must be at least 1 pixel, not {self.size!r}")
+            raise ValueError(f"crop must be at least 1 pixel, not {self.size!r}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"the scale must be two numbers 0 < low <= high, not {self.scale!r}")
+            raise ValueError(f"scale must be two numbers 0 < low <= high, not {self.scale!r}")
 
 
 @dataclass
@@ -120,6 +124,8 @@ def make_hazy(
     if spec.tint and not plain:
         tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
         airlight = np.minimum(airlight * tint, 1).astype(np.float32)
+    if spec.white and not plain and rng.random() < spec.white:
+        airlight = np.float32(1)
     if spec.gamma != (1.0, 1.0) and not plain:
         gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
         clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma)).take(clean)

@@ -275,6 +275,7 @@ def test_airlight_and_beta_are_drawn_anew_for_every_crop():
 @pytest.mark.parametrize(
     ("change", "touches_clean"),
     [
+        ({"white": 0.5}, False),
         ({"tint": 0.1}, False),
         ({"noise": 0.05}, False),
         ({"jpeg": (30, 40)}, False),
@@ -302,6 +303,19 @@ def test_tint_colours_the_airlight():
     colours = batch["hazy"][:, 0, 0] / 255
     assert 0.71 < colours.min() < 0.74 and 0.86 < colours.max() < 0.89
     assert (np.ptp(colours, axis=1) > 0.01).mean() > 0.9
+
+
+def test_white_is_the_share_of_crops_whose_airlight_is_one():
+    depth = [
+        InMemory("clean", np.zeros((16, 16, 3), np.uint8)),
+        InMemory("d", np.full((16, 16), 65535, np.uint16)),
+    ]
+    data = DataSet("depth", Undecoded(depth, progress=False), np.array([[0, 1]]), ("a",), "")
+    spec = HazeSpec(airlight=(0.5, 0.5), beta=(20, 20), tint=0.1, white=0.3)
+    (batch,) = _take(Batches(data, CROP, 400, haze=spec), 1)
+    white = (batch["hazy"] == 255).all((1, 2, 3))
+    assert 0.2 < white.mean() < 0.4
+    assert batch["hazy"][~white].max() < 145
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
