@@ -22,7 +22,7 @@ def get_config():
     config.data.source = "photographs"
     config.data.scale = (0.5, 1.0)
     config.data.batch_size = 4
-    config.features.downscale = 2
+    config.features.side = 64
     config.network.preset = "slim"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"

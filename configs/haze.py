@@ -31,7 +31,7 @@ def get_config():
     config.data.haze.gamma = (0.9, 1.1)
     config.data.haze.noise = 0.01
     config.data.haze.jpeg = (75, 98)
-    config.features.downscale = 2
+    config.features.side = 64
     config.network.preset = "slim"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"

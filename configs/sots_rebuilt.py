@@ -1,21 +1,25 @@
-"""Table 1's experiment at our scale: does the prior help? RESIDE's training set rebuilt, scored on SOTS-indoor.
+"""Table 1's experiment at our scale, on RESIDE rebuilt: is the prior worth anything?
 
-    python -m difflid_jax.train --config=configs/sots_rebuilt.py:full --config.seed=0 --workdir=runs/rebuilt/full-0 \\
-        --config.data.train='nyu_v2_labelled_train.tar#1-1299' --config.data.validation=V \\
-        --config.data.validation_source=folders --config.data.test=SOTS/indoor --config.data.test_source=folders
+    python -m difflid_jax.train --config=configs/sots_rebuilt.py:full --config.seed=0 \\
+        --workdir=runs/rebuilt/full-0 \\
+        --config.data.train='nyu_v2_labelled_train.tar#1-1299' \\
+        --config.data.validation=V --config.data.validation_source=folders \\
+        --config.data.test=SOTS/indoor --config.data.test_source=folders
 
-V: `python -m difflid_jax.data.synthesize --recipe=sots_indoor --ids=1300-1399 --rgb=nyu_v2_labelled_train.tar
---output=V`. `python scripts/compare_runs.py` draws the learning curves of such runs and tells their spread.
+V: `python -m difflid_jax.data.synthesize --recipe=sots_indoor --ids=1300-1399 --output=V
+--rgb=nyu_v2_labelled_train.tar`. `python scripts/compare_runs.py` draws the learning curves of such runs and
+tells their spread.
 
-The word after the colon is the arm; data, steps, crops, schedule and number of trained parameters are the same:
+The word after the colon is the arm; data, steps, crops, schedule and the number of trained parameters are
+the same:
 
 - full: DiffLI²D on the shipped prior;
 - random: DiffLI²D on the same frozen U-Net with random weights;
 - baseline: no features, the self-attention of Table 2 in place of CIM and HAE.
 
 The paper's recipe (L1, Adam, crops of 128 px, resized and mirrored, A in 0.7 … 1, β in 0.6 … 1.8, fresh for
-every crop) at a size that a laptop trains: widths 16 to 128, 1,200 steps of 4 crops, one cosine. About 13
-minutes a run on one CPU core.
+every crop) at a size that a laptop trains: widths 16 to 128, 1,000 steps of 4 crops, one cosine. About a
+quarter of an hour a run on one CPU core.
 """
 
 from difflid_jax import config as schema
@@ -24,7 +28,7 @@ ARMS = ("full", "random", "baseline")
 
 
 def get_config(arm: str = "full"):
-    """The experiment's common recipe with the features of an arm; the pictures are given on the command line."""
+    """The common recipe with the features of an arm; the pictures are given on the command line."""
     if arm not in ARMS:
         raise ValueError(f"sots_rebuilt.py:{arm}: expected one of {', '.join(ARMS)}")
     config = schema.default()
@@ -34,7 +38,7 @@ def get_config(arm: str = "full"):
     config.data.test_dataset = "sots_indoor"
     config.data.scale = (0.3, 1.0)
     config.data.batch_size = 4
-    config.features.downscale = 2
+    config.features.side = 64
     config.features.random = arm == "random"
     config.network.preset = "slim"
     config.network.variant = "baseline" if arm == "baseline" else "full"
@@ -43,7 +47,7 @@ def get_config(arm: str = "full"):
     config.optimizer.warmup_steps = 50
     config.optimizer.ema = 0.99
     config.optimizer.clip = 1.0
-    config.training.steps = 1_200
+    config.training.steps = 1_000
     config.training.evaluate_every = 200
     config.training.checkpoint_every = 200
     config.evaluation.lpips = False

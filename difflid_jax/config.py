@@ -102,6 +102,7 @@ def default() -> ConfigDict:
                 "times": (0, 500),
                 "noise_at_zero": False,
                 "downscale": 1,
+                "side": 0,  # > 0: the prior sees every picture at side×side
                 "dtype": "auto",  # bfloat16 on GPU and TPU, float32 on CPU
                 "random": False,  # control: the frozen network with random weights
                 "noise_seed": 0,  # of the noise at evaluation and in the restorer
@@ -277,6 +278,7 @@ def h_space_spec(config: ConfigDict) -> HSpaceSpec:
         layer=section.layer,
         noise_at_zero=section.noise_at_zero,
         downscale=section.downscale,
+        side=section.side,
     )
 
 

@@ -92,6 +92,7 @@ def test_the_tables_change_what_they_study_and_nothing_else():
         ("features.times", (0, 1000), "config.features.times"),
         ("features.times", (0,), "config.features.times"),
         ("features.downscale", 0, "config.features.downscale"),
+        ("features.side", -1, "config.features.side"),
         ("network.preset", "wide", "config.network.preset must be one of"),
         ("network.content", "conv", "config.network.content"),
         ("network.heads", 3, "config.network.widths"),

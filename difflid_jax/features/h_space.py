@@ -25,12 +25,15 @@ class HSpaceSpec:
 
     layer: "middle" (h-space), "encoder:i", "decoder:i" (Table 3's Layer-E and Layer-D) or "output".
     downscale: the prior sees the picture at 1/downscale of its size.
+    side: the prior sees every picture, whatever its size and shape, resized to side×side (0: it does not). So
+        it sees a whole picture as it saw training's crops, at a cost that does not grow, and h keeps its grid.
     """
 
     times: tuple[int, int] = (0, 500)
     layer: str = "middle"
     noise_at_zero: bool = False
     downscale: int = 1
+    side: int = 0
 
     def __post_init__(self):
         if len(self.times) != 2 or any(not 0 <= t <= 999 for t in self.times):
@@ -40,6 +43,8 @@ class HSpaceSpec:
             )
         if self.downscale < 1:
             raise ValueError(f"features.downscale: expected 1 or more, found {self.downscale}")
+        if self.side < 0 or (self.side and self.downscale > 1):
+            raise ValueError(f"features.side: expected 0 or more, without a downscale, found {self.side}")
 
     @property
     def part(self) -> str:
@@ -47,8 +52,10 @@ class HSpaceSpec:
         return "all" if self.layer.startswith(("decoder", "output")) else "encoder"
 
     def multiple(self, unet: UNetSpec) -> int:
-        """Sides of the picture must be multiples of this."""
-        return self.downscale * unet.stride
+        """Sides of the picture must be multiples of this. Raises ValueError for a `side` that is not one."""
+        if self.side % unet.stride:
+            raise ValueError(f"features.side: expected a multiple of {unet.stride}, found {self.side}")
+        return 1 if self.side else self.downscale * unet.stride
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -69,7 +76,11 @@ def h_space(
     picture i of the batch gets its own, the same whatever the batch around it and the timesteps.
     Class-conditional models are given class 0. Gradients do not flow back.
     """
-    x = average_pool(x.astype(jnp.float32), spec.downscale)
+    x = x.astype(jnp.float32)
+    if spec.side:
+        x = jax.image.resize(x, (x.shape[0], spec.side, spec.side, x.shape[3]), "linear")
+    else:
+        x = average_pool(x, spec.downscale)
     each = jnp.arange(x.shape[0])
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(each)
     noisy, steps = [], []
@@ -89,7 +100,7 @@ def feature_channels(unet: UNet, spec: HSpaceSpec) -> int:
     """Channels C' of the maps that `h_space` returns."""
     if spec.layer == "middle":
         return unet.spec.bottleneck_channels
-    side = spec.multiple(unet.spec)
+    side = spec.side or spec.multiple(unet.spec)
     x = jax.ShapeDtypeStruct((1, side, side, unet.spec.in_channels), jnp.float32)
     # typed: a key's shape cannot be guessed
     key = jax.eval_shape(lambda: jax.random.key(0))

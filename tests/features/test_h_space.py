@@ -69,6 +69,18 @@ def test_downscale_shows_the_prior_area_averages(unet, x):
     np.testing.assert_allclose(h, unet.encode(small, jnp.zeros(2))[0], atol=1e-5)
 
 
+def test_side_shows_the_prior_every_picture_at_one_size(unet, x):
+    spec = HSpaceSpec(side=6)
+    small = jax.image.resize(x, (2, 6, 6, 3), "linear")
+    h, _ = h_space(unet, SCHEDULE, x, KEY, spec)
+    np.testing.assert_allclose(h, unet.encode(small, jnp.zeros(2))[0], atol=1e-5)
+    assert spec.multiple(SPEC) == 1 and feature_channels(unet, spec) == h.shape[-1]
+    with pytest.raises(ValueError, match=r"features\.side: expected a multiple of 2, found 5"):
+        HSpaceSpec(side=5).multiple(SPEC)
+    with pytest.raises(ValueError, match=r"features\.side: .* without a downscale"):
+        HSpaceSpec(side=6, downscale=2)
+
+
 def test_no_gradient_flows_back(unet, x):
     gradient = jax.grad(lambda x: sum(h.sum() for h in h_space(unet, SCHEDULE, x, KEY, HSpaceSpec())))(x)
     assert not gradient.any()
