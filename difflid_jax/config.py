@@ -67,6 +67,8 @@ def default() -> ConfigDict:
             "seed": 0,
             # Weights of the frozen feature network: the name of shipped weights or a weights folder.
             "prior": "photos64",
+            # Weights of a restorer of the same architecture to start from; '' is a random start.
+            "init": "",
             "data": {
                 "dataset": "its",  # or another of data.layouts.LAYOUTS
                 "train": "",  # folder of the training pairs

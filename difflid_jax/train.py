@@ -7,6 +7,8 @@ workdir holds checkpoints of the same config, training goes on from the latest a
 workdir of another config is refused. SIGTERM and SIGINT (Ctrl-C) save, say how to resume, and end with
 128 + the number of the signal.
 
+--config.init=WEIGHTS starts from the weights of another restorer of the same architecture.
+
 Many processes, one global batch: launch one process per host (or per GPU) under SLURM or Open MPI, or with
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set; Kubernetes and TPU pods need --multihost.
 The workdir and the data must be seen by all of them.
@@ -74,16 +76,18 @@ def train(config: ConfigDict, folder: Path) -> int:
     Batches(pictures, schema.crop_spec(config), config.data.batch_size)  # refuses pictures under the crop
     validation, test = (experiment.open_evaluation(config, role) for role in ("validation", "test"))
     optimizer = schema.optimizer_spec(config, len(pictures))
-    graph, params = _new_network(spec, jnp.dtype(config.network.dtype), config.seed)
+    graph, params = _first_network(spec, config)
     state = initial_state(params, optimizer, config.seed)
     # Room for the latest checkpoints, the best one, and one that is being written.
-    workdir.check(folder, _bytes(state) * (config.training.keep + 2))
+    needed = _bytes(state) * (config.training.keep + 2)
+    workdir.check(folder, needed)
     if workdir.has_checkpoints(folder):
         schema.check_same_run(config, folder / workdir.CONFIG)
 
     cache = Path(config.data.cache or folder / "cache")
     with workdir.as_it_was(cache):
         batches = _batches(config, mesh, cache)
+        workdir.check(folder, needed)  # beside the cache, which has taken its room by now
     checkpoints = Checkpoints(
         folder / workdir.CHECKPOINTS,
         keep=config.training.keep,
@@ -154,14 +158,24 @@ def train(config: ConfigDict, folder: Path) -> int:
     return 0
 
 
-def _new_network(spec: NetworkSpec, dtype, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and random parameters; in one compiled call, for hundreds of small ones take seconds."""
+def _first_network(spec: NetworkSpec, config: ConfigDict) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and first parameters: random, or those of `config.init`."""
 
     def make():
-        return DiffLI2D(spec, dtype=dtype, rngs=nnx.Rngs(seed))
+        return DiffLI2D(spec, dtype=jnp.dtype(config.network.dtype), rngs=nnx.Rngs(config.seed))
 
-    graph = nnx.graphdef(nnx.eval_shape(make))
-    return graph, jax.jit(lambda: nnx.state(make()))()
+    abstract = nnx.eval_shape(make)
+    graph = nnx.graphdef(abstract)
+    if not config.init:
+        # In one compiled call: hundreds of small ones take seconds.
+        return graph, jax.jit(lambda: nnx.state(make()))()
+    weights = store.read(config.init, "restorer")
+    if weights.architecture != spec.to_dict():
+        raise ValueError(
+            f"config.init: {weights.path} is {weights.architecture}, the config asks for {spec.to_dict()}"
+        )
+    store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
+    return graph, nnx.state(abstract)
 
 
 def _batches(config: ConfigDict, mesh, cache: Path) -> Batches:

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from absl import flags
+from flax import nnx
 
 from difflid_jax import train
 from difflid_jax.weights import store
@@ -49,6 +50,17 @@ def test_a_run_leaves_what_the_next_programs_need(tiny, undisturbed):
     assert len(list((undisturbed / "sheets").glob("*.png"))) == 2
 
 
+def test_init_starts_from_other_weights(config_of, undisturbed):
+    config = config_of(f"--config.init={undisturbed / 'weights'}")
+    spec = train.schema.network_spec(config, 32)
+    graph, params = train._first_network(spec, config)
+    found = store.tensors_of(nnx.merge(graph, params))
+    expected = store.read(undisturbed / "weights", "restorer").tensors
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
 def interrupted_at_random(tiny, workdir, given, number, generator):
     """Start the program, wait for a step that is new, and a little longer, and send a signal; its result."""
     seen = len(tiny.lines(workdir, "train")) if (workdir / "metrics.jsonl").exists() else 0
@@ -66,6 +78,24 @@ def interrupted_at_random(tiny, workdir, given, number, generator):
     return process.returncode, err
 
 
+def killed_while_saving(tiny, workdir, given):
+    """Start the program in a new workdir and kill it while a checkpoint is being written."""
+
+    def unfinished():
+        return any("orbax-checkpoint-tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+    for _ in range(5):  # the checkpoint may be complete before the signal is there
+        process = tiny.start(workdir, *given)
+        while process.poll() is None and not unfinished():
+            time.sleep(0.001)
+        process.kill()
+        err = process.communicate(timeout=240)[1]
+        assert process.returncode == -signal.SIGKILL, err
+        if unfinished():
+            return
+    raise AssertionError("never killed while a checkpoint was being written")
+
+
 def assert_same_run(tiny, workdir, undisturbed):
     for kind in ("train", "validation"):
         lines, expected = tiny.lines(workdir, kind), tiny.lines(undisturbed, kind)
@@ -79,8 +109,9 @@ def assert_same_run(tiny, workdir, undisturbed):
 
 
 def kill_and_compare(tiny, workdir, undisturbed, given, kills):
+    killed_while_saving(tiny, workdir, given)
     generator = random.Random()
-    for _ in range(kills):
+    for _ in range(kills - 1):
         code, err = interrupted_at_random(tiny, workdir, given, signal.SIGKILL, generator)
         assert code == -signal.SIGKILL, err
     code, err = interrupted_at_random(tiny, workdir, given, signal.SIGTERM, generator)
@@ -129,6 +160,8 @@ def test_a_damaged_picture_is_named_before_the_first_step(tiny, config_of, tmp_p
         ("--config.data.train=", "config.data.train"),
         ("--config.prior=", "config.prior is not given.*convert_weights.openai_ddpm"),
         ("--config.prior=/nowhere", "config.prior.*/nowhere"),
+        ("--config.init=/nowhere", "/nowhere"),
+        ("--config.init=haze", r"config\.init: .*haze.* the config asks for"),
         ("--config.optimizer.schedule=step", "config.optimizer.schedule must be one of.*'step'"),
         ("--config.training.steps=-1", "config.training.steps must be 0 or more, not -1"),
         ("--config.data.haze.beta=(2.0,1.0)", "config.data.haze.beta"),
