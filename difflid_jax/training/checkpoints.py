@@ -27,6 +27,7 @@ from difflid_jax.training import mesh as devices
 
 SEAL = "seal.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is still writing
+_REPLACED = "replaced."  # before the step: one that is being written again
 _STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it, after the seal
 
 
@@ -52,6 +53,7 @@ class Checkpoints:
             # Orbax would remove these in the background, while the next one is being written.
             for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(unfinished)
+            _put_back(self.folder)
             set_damaged_aside(self.folder)
         devices.wait_for_all("checkpoints proven")
         self._metric = metric
@@ -89,7 +91,11 @@ class Checkpoints:
         """
         self.wait()
         if step in self._manager.all_steps():
-            self._manager.delete(step)
+            # Not deleted yet: until the new one is complete it may be the only one.
+            if jax.process_index() == 0:
+                (self.folder / str(step)).rename(self.folder / f"{_REPLACED}{step}")
+            devices.wait_for_all("checkpoint set aside")
+            self._manager.reload()
         if scores is not None and self._metric not in scores:
             scores = None
         # A copy, because the next step is given the buffers of `state` to write its own into.
@@ -114,6 +120,8 @@ class Checkpoints:
             self._manager.check_for_errors()
         except Exception as error:
             raise self._not_written(error) from error
+        if jax.process_index() == 0:
+            _put_back(self.folder)
 
     def close(self) -> None:
         self._manager.close()
@@ -178,6 +186,16 @@ class Checkpoints:
             json.dump(marks, file)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _put_back(folder: Path) -> None:
+    """A checkpoint that is written again counts until its successor is complete, and is then removed."""
+    for replaced in folder.glob(f"{_REPLACED}*"):
+        place = folder / replaced.name.removeprefix(_REPLACED)
+        if place.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(place)
 
 
 def set_damaged_aside(folder: Path) -> None:

@@ -131,6 +131,32 @@ def test_a_step_is_saved_again_with_its_score(tmp_path):
     checkpoints.close()
 
 
+def test_a_checkpoint_that_is_written_again_counts_until_its_successor_is_complete(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    fill(folder, [5])
+    checkpoints = Checkpoints(folder, keep=1, metric="score")
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(5, state(6), {}, {}, {"score": 1.0})
+    assert [path.name for path in folder.iterdir()] == ["replaced.5"]
+    assert opened(folder).step == 5  # by another process, which puts it back
+
+    checkpoints = Checkpoints(folder, keep=1, metric="score")
+    checkpoints.save(5, state(6), {}, {}, {"score": 1.0})
+    checkpoints.wait()
+    assert [path.name for path in folder.iterdir()] == ["5"] and checkpoints.best() == 5
+    checkpoints.close()
+    # Killed after the renaming, before the old one was removed.
+    shutil.copytree(folder / "5", folder / "replaced.5")
+    assert float(opened(folder).state["params"]["w"][0, 0]) == 6
+    assert [path.name for path in folder.iterdir()] == ["5"]
+
+
 def test_another_structure_is_refused(two):
     checkpoints = Checkpoints(two, keep=3)
     other = {"params": {"v": jnp.zeros((4, 3))}, "step": jnp.int32(0)}
