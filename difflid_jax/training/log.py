@@ -4,15 +4,22 @@ A resumed run goes on in the same files as if it had never stopped: what was wri
 it resumes from is taken back first.
 """
 
+import contextlib
 import json
 import math
 import os
+import socket
+import struct
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
 from difflid_jax.data.images import write_png
@@ -21,7 +28,10 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """The log of a run that starts or goes on at `first_step`; silent where not `primary`."""
+    """The log of a run that starts or goes on at `first_step`; silent where not `primary`.
+
+    What cannot be written (a full disk) is an OSError at once, which names the file.
+    """
 
     def __init__(
         self,
@@ -42,7 +52,7 @@ class RunLog:
         take_back(workdir / METRICS, first_step)
         self._file = (workdir / METRICS).open("a")
         if tensorboard:
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+            self._board = _Board(workdir / "tensorboard", first_step)
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
         """The means since the last call; moves the bar."""
@@ -65,23 +75,24 @@ class RunLog:
         )
         if sheet is None or self._file is None:
             return
-        folder = self._workdir / "sheets"
-        folder.mkdir(exist_ok=True)
         name = f"step_{step:06d}" if kind == "validation" else f"{kind}_{step:06d}"
-        write_png(folder / f"{name}.png", sheet)
+        path = self._workdir / "sheets" / f"{name}.png"
+        with _naming(path):
+            path.parent.mkdir(exist_ok=True)
+            write_png(path, sheet)
         if self._board is not None:
-            self._board.add_image(f"{kind}/hazy_restored_clean", sheet, step, dataformats="HWC")
+            self._board.write(step, image(f"{kind}/hazy_restored_clean", sheet, dataformats="HWC"))
 
     def metrics(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line {"kind", "step", ...}; a number that is not finite becomes null."""
         if self._file is None:
             return
         sound = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step} | sound) + "\n")
-        self._file.flush()
+        with _naming(self._workdir / METRICS):
+            self._file.write(json.dumps({"kind": kind, "step": step} | sound) + "\n")
+            self._file.flush()
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.write(step, *(scalar(f"{kind}/{name}", value) for name, value in values.items()))
 
     def say(self, text: str) -> None:
         """A line above the bar."""
@@ -90,10 +101,52 @@ class RunLog:
 
     def close(self) -> None:
         self._bar.close()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        # Every line went to the disk when it was written: what fails now has failed, and been said, before.
+        for file in (self._file, self._board):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+
+class _Board:
+    """TensorBoard's file of events.
+
+    Written by the calling thread and not synchronised: the thread of tensorboardX's own writer ends on a full
+    disk without a word, and the run then waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file = self._path.open("ab")
+        self._add(file_version="brain.Event:2")
+        # TensorBoard forgets what was said of these steps before.
+        self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, *summaries: Summary) -> None:
+        with _naming(self._path):
+            for summary in summaries:
+                self._add(step=step, summary=summary)
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, **fields) -> None:
+        event = Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        for part in (length, event):
+            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "the same command goes on from the last checkpoint"
+        reason = f"cannot be written ({error.strerror or error}); make room, and {remedy}"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def take_back(path: Path, step: int) -> None:

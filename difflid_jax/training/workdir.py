@@ -24,8 +24,10 @@ CONFIG = "config.json"
 def check(workdir: Path, needed_bytes: int) -> None:
     """Refuse a workdir that cannot be written; nothing is left behind in it.
 
+    `needed_bytes` is the most that its checkpoints will take; those that are there already count.
+
     Raises:
-        OSError: it is no folder, cannot be written, or its disk has less than `needed_bytes` left.
+        OSError: it is no folder, cannot be written, or its disk has no room left for the checkpoints.
     """
     existing = workdir
     while not existing.exists():
@@ -38,17 +40,19 @@ def check(workdir: Path, needed_bytes: int) -> None:
     except OSError as error:
         raise PermissionError(f"--workdir: {existing} cannot be written ({error.strerror})") from error
     free = shutil.disk_usage(existing).free
-    if free < needed_bytes:
+    missing = needed_bytes - _size(workdir / CHECKPOINTS)
+    if free < missing:
         raise OSError(
             f"--workdir: the disk of {existing} has {free / 1e9:.2f} GB left, the checkpoints of this run "
-            f"take up to {needed_bytes / 1e9:.2f} GB; make room, choose another workdir, or keep fewer "
+            f"take up to {missing / 1e9:.2f} GB; make room, choose another workdir, or keep fewer "
             "(--config.training.keep)"
         )
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether there is something to resume."""
-    return any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+    """Whether there is something to resume, be it a checkpoint that was being written again."""
+    names = (path.name.removeprefix("replaced.") for path in (workdir / CHECKPOINTS).glob("*"))
+    return any(name.isdecimal() for name in names)
 
 
 @contextlib.contextmanager
@@ -67,6 +71,11 @@ def as_it_was(folder: Path) -> Iterator[None]:
         if fresh:
             shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def create(workdir: Path, config: str) -> None:

@@ -1,9 +1,11 @@
 """What is refused before a run begins, and the log that a resumed run goes on with."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from difflid_jax import config as schema
 from difflid_jax.training import workdir
@@ -28,11 +30,23 @@ def test_a_full_disk_is_refused_with_what_is_needed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_checkpoints_of_a_run_that_goes_on_are_not_asked_for_again(tmp_path, monkeypatch):
+    (tmp_path / workdir.CHECKPOINTS / "100").mkdir(parents=True)
+    (tmp_path / workdir.CHECKPOINTS / "100" / "state").write_bytes(bytes(600))
+    disk = workdir.shutil.disk_usage(tmp_path)._replace(free=400)
+    monkeypatch.setattr(workdir.shutil, "disk_usage", lambda path: disk)
+    workdir.check(tmp_path, 1000)
+    with pytest.raises(OSError, match="make room"):
+        workdir.check(tmp_path, 1001)
+
+
 def test_another_config_is_refused_by_its_fields(tmp_path):
     config = schema.default()
     workdir.create(tmp_path, schema.to_json(config, indent=2))
     assert not workdir.has_checkpoints(tmp_path)
     (tmp_path / "checkpoints" / "100").mkdir(parents=True)
+    assert workdir.has_checkpoints(tmp_path)
+    (tmp_path / "checkpoints" / "100").rename(tmp_path / "checkpoints" / "replaced.100")
     assert workdir.has_checkpoints(tmp_path)
     schema.check_same_run(config, tmp_path / workdir.CONFIG)
     config.seed = 7
@@ -65,6 +79,50 @@ def test_a_log_of_all_kinds(tmp_path):
     assert [line["kind"] for line in lines] == ["train", "validation", "test"]
     assert {path.name for path in (tmp_path / "sheets").iterdir()} == {"step_000005.png", "test_000005.png"}
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_reads_all_and_forgets_what_is_taken_back(tmp_path):
+    for first, steps in ((0, (5, 10, 15)), (10, (15,))):
+        (tmp_path / str(first)).mkdir()
+        log = RunLog(tmp_path / str(first), first_step=first, total_steps=20)
+        for step in steps:
+            log.training(step, {"loss": step / 2})
+        log.evaluation(steps[-1], {"psnr": 20.0}, np.zeros((8, 24, 3), np.uint8))
+        log.close()
+    for first, steps in ((0, [5, 10, 15]), (10, [15])):
+        (path,) = (tmp_path / str(first) / "tensorboard").iterdir()
+        found = list(events(path))
+        assert found[0].file_version == "brain.Event:2"
+        assert (found[1].step, found[1].session_log.status) == (first + 1, SessionLog.START)
+        said = [(event.step, value) for event in found[2:] for value in event.summary.value]
+        losses = [(step, value.simple_value) for step, value in said if value.tag == "train/loss"]
+        assert losses == [(step, step / 2) for step in steps]
+        assert said[-1][1].image.width == 24 and said[-1][1].tag == "validation/hazy_restored_clean"
+
+
+def events(path):
+    """The records of an event file: length, its checksum, the event, its checksum."""
+    raw = path.read_bytes()
+    while raw:
+        length = int.from_bytes(raw[:8], "little")
+        yield Event.FromString(raw[12 : 12 + length])
+        raw = raw[16 + length :]
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_disk_that_fills_up_is_said_at_once(tmp_path, tensorboard):
+    log = RunLog(tmp_path, first_step=0, total_steps=1000, tensorboard=tensorboard)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written \(.*\); make room, and the same") as caught:
+            for step in range(1000):
+                log.training(step, {"loss": 0.5})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (full,) = (tmp_path / "tensorboard").iterdir() if tensorboard else [tmp_path / "metrics.jsonl"]
+    assert caught.value.filename == str(full)
 
 
 def test_other_processes_are_silent(tmp_path, capsys):
