@@ -105,8 +105,9 @@ def run(
     """Train from `state` to the end of the schedule, of the time allowed, or to a signal.
 
     `step` is compiled and may take the buffers of `state`; `batches` has `get_state()`. `meta` goes into
-    every checkpoint, with 'evaluated': the last step that was evaluated. All processes of a run stop at the
-    same step, whichever of them was told to.
+    every checkpoint, with 'evaluated': the last step that was evaluated, and 'unlogged': the metrics of the
+    steps since the last line of the log. All processes of a run stop at the same step, whichever of them was
+    told to.
 
     Raises:
         Diverged: `max_bad_steps` updates in a row were skipped; names the last checkpoint.
@@ -115,16 +116,21 @@ def run(
     done = int(state.step)
     evaluated, saved = meta.get("evaluated", -1), done or -1
     deadline = time.monotonic() + 60 * spec.minutes if spec.minutes else math.inf
-    progress = _Progress(spec, log, checkpoints, done)
+    progress = _Progress(spec, log, checkpoints, meta.get("unlogged", []))
     profile = _Profile(spec.profile, profile_folder)
     stop = 0
+
+    def interrupted() -> bool:
+        # Among many processes all go on to the end, so that none waits for another in vain.
+        return interruption.signal != 0 and jax.process_count() == 1
+
     while True:
         ending = done == spec.steps or stop == _TIME_IS_UP
         scores = None
         due = ending or (spec.evaluate_every and done and done % spec.evaluate_every == 0)
         if evaluate is not None and due and evaluated != done and stop in (0, _TIME_IS_UP):
             progress.catch_up()
-            result = evaluate(state.restoring_params, lambda: interruption.signal != 0)
+            result = evaluate(state.restoring_params, interrupted)
             if result is None:
                 stop = interruption.signal or signal.SIGTERM
             else:
@@ -137,7 +143,8 @@ def run(
             progress.catch_up()
             # Among bad steps the checkpoint before them is the one to keep.
             if progress.bad_steps == 0 or ending or stop:
-                checkpoints.save(done, state, batches.get_state(), {**meta, "evaluated": evaluated}, scores)
+                now = {**meta, "evaluated": evaluated, "unlogged": progress.unlogged()}
+                checkpoints.save(done, state, batches.get_state(), now, scores)
                 saved = done
             progress.paused()
         if ending or stop:
@@ -167,10 +174,10 @@ def run(
 class _Progress:
     """Keeps the host a few steps ahead of the device, reads the metrics late, and logs them."""
 
-    def __init__(self, spec: LoopSpec, log: RunLog, checkpoints: Checkpoints, done: int):
+    def __init__(self, spec: LoopSpec, log: RunLog, checkpoints: Checkpoints, unlogged: list[dict]):
         self._spec, self._log, self._checkpoints = spec, log, checkpoints
         self._sent: deque = deque()
-        self._window: list[dict[str, jax.Array]] = []
+        self._window: list[dict[str, Any]] = list(unlogged)
         self._timed_from: tuple[int, float] | None = None
         self._seconds_per_step = math.nan
         self._wish = 0
@@ -189,6 +196,10 @@ class _Progress:
         """Wait for all steps that were sent off."""
         while self._sent:
             self._look()
+
+    def unlogged(self) -> list[dict[str, float]]:
+        """The metrics since the last report, as numbers."""
+        return [{name: float(value) for name, value in row.items()} for row in jax.device_get(self._window)]
 
     def paused(self) -> None:
         """Something else took time: measure anew from the next step on."""
@@ -253,7 +264,7 @@ class _Profile:
             self._running = False
 
 
-def _mean(values: list[np.ndarray]) -> float:
+def _mean(values: list[Any]) -> float:
     """Of the finite ones; NaN where there are none."""
     finite = [float(value) for value in values if np.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
