@@ -118,7 +118,8 @@ def _flops(restorer: Restorer, size: tuple[int, int]) -> float:
         return flops(jax.jit(restorer.look).lower(restorer.weights, restorer.frozen, x))
 
     # XLA counts the body of a loop once: no chunks.
-    with mock.patch.object(attention, "_in_chunks", jax.nn.dot_product_attention):
+    unlimited = {"cpu": 1 << 62}
+    with mock.patch.multiple(attention, _MAX_SCORES=unlimited, _MAX_SCORES_OF_FEW_KEYS=unlimited):
         if height * width <= tiles.WORKING_PIXELS:
             return whole(shape(height, width))
         view = shape(*tiles.working_size(height, width, restorer.multiple))

@@ -86,12 +86,23 @@ def test_attention_is_the_same_in_any_order_and_chunk(keys, monkeypatch):
     k, v = (jax.random.normal(jax.random.key(i), (2, *keys, 12)) for i in (1, 2))
     query, out = (randomised(nnx.Linear(*size, rngs=nnx.Rngs(3))) for size in ((8, 12), (12, 8)))
     q = query(f).reshape(2, 35, 3, 4)
-    heads = [x.reshape(2, -1, 3, 4) for x in (k, v)]
-    expected = out(jax.nn.dot_product_attention(q, *heads).reshape(2, 5, 7, 12))
+
+    def by_formula(k, v):
+        k, v = (x.reshape(2, -1, 3, 4) for x in (k, v))
+        return out(jax.nn.dot_product_attention(q, k, v).reshape(2, 5, 7, 12))
+
+    def summed(attention):
+        return jax.grad(lambda k, v: jnp.sum(jnp.square(attention(k, v))), (0, 1))(k, v)
+
+    expected, expected_gradients = by_formula(k, v), summed(by_formula)
     for scores in (1 << 24, 10 * 2 * 3 * k.shape[1] * k.shape[2]):
         monkeypatch.setitem(attention._MAX_SCORES, "cpu", scores)
+        monkeypatch.setitem(attention._MAX_SCORES_OF_FEW_KEYS, "cpu", scores)
         found = attention.attend(f, k, v, query=query, out=out, heads=3)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        gradients = summed(lambda k, v: attention.attend(f, k, v, query=query, out=out, heads=3))
+        for gradient, number in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(gradient, number, rtol=1e-4, atol=1e-4)
 
 
 def test_tiles_with_the_whole_pictures_features_and_gates_equal_the_whole():
