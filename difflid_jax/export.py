@@ -9,7 +9,6 @@ width that are multiples of the restorer's (32 for the paper's features): pad by
 --size it takes any number of pictures of just that size. To run it:
 
     from jax import export
-from jax.core import InconclusiveDimensionOperation
     artefact = export.deserialize(pathlib.Path("haze.stablehlo").read_bytes())
     restored = artefact.call(hazy)
 
