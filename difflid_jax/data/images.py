@@ -212,7 +212,7 @@ def open_picture(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Imag
                 f"{max_pixels:,}; if the picture is meant, raise max_pixels"
             )
         kind = _kind(picture, file)
-        orientation = _orientation(picture)
+        orientation = orientation_of(picture)
         if orientation >= 5:
             width, height = height, width
     except _TooLarge:
@@ -292,7 +292,8 @@ def _kind(picture: Image.Image, file: BinaryIO) -> str:
     return {"RGB": "rgb", "L": "grey", "1": "grey"}.get(picture.mode, picture.mode)
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation_of(picture: Image.Image) -> int:
+    """The EXIF orientation; of a PNG with EXIF behind its pixels only once it is decoded, 1 before."""
     # Pillow itself turns a TIFF upright, and gives the size that it has then.
     if picture.format == "TIFF":
         return 1

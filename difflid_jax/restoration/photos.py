@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
-from difflid_jax.data.images import DECODING_ERRORS, UPRIGHT, Header, open_picture, reason
+from difflid_jax.data.images import DECODING_ERRORS, UPRIGHT, Header, open_picture, orientation_of, reason
 from difflid_jax.restoration import photo_metadata, photo_writers
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff"))
@@ -74,10 +74,13 @@ def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Phot
     that would have to be changed. OSError where the file cannot be opened.
     """
     name = os.fspath(path)
-    data = Path(path).read_bytes()
     # Pillow warns about odd metadata; what matters about a picture is an error already.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), open(path, "rb") as file:
         warnings.simplefilter("ignore")
+        # Before memory is taken for all of it.
+        open_picture(file, name, max_pixels)
+        file.seek(0)
+        data = file.read()
         picture, header = open_picture(io.BytesIO(data), name, max_pixels)
         form = "JPEG" if header.format == "MPO" else header.format
         _refuse_other_kinds(picture, header, form, name)
@@ -86,12 +89,14 @@ def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Phot
                 samples = _decode_deep(picture, data, name)
             else:
                 samples = _decode(picture)
-            if header.orientation in UPRIGHT:
-                samples = _upright(samples, header.orientation)
+            # A PNG may hold its EXIF behind the pixels.
+            orientation = orientation_of(picture) if form == "PNG" else header.orientation
+            if orientation in UPRIGHT:
+                samples = _upright(samples, orientation)
             # The open picture lost its metadata when it was decoded as another mode: look again.
             fresh, _ = open_picture(io.BytesIO(data), name, max_pixels)
             kept = {"JPEG": _keep_jpeg, "PNG": _keep_png, "WEBP": _keep_webp, "TIFF": _keep_tiff}[form](
-                fresh, data, header.orientation
+                fresh, data, orientation
             )
         except _Unsupported as error:
             raise ValueError(f"{name}: {error}") from error

@@ -164,6 +164,25 @@ def test_orientation_is_applied_once(tmp_path, form, orientation):
         assert (inner[0xA002], inner[0xA003]) == shown
 
 
+def test_exif_behind_the_pixels_of_a_png_turns_it_too(tmp_path):
+    Image.fromarray(scene(3)).save(tmp_path / "before.png", exif=exif_bytes(6))
+    whole = (tmp_path / "before.png").read_bytes()
+    start = whole.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(whole[start : start + 4])
+    (tmp_path / "behind.png").write_bytes(whole[:start] + whole[stop:-12] + whole[start:stop] + whole[-12:])
+    before, behind = (read_photo(tmp_path / f"{name}.png") for name in ("before", "behind"))
+    assert behind.pixels.shape == (33, 19, 3)
+    np.testing.assert_array_equal(behind.pixels, before.pixels)
+    np.testing.assert_array_equal(again(behind, tmp_path / "out.png").pixels, before.pixels)
+
+
+def test_what_is_no_picture_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(1 << 36)
+    with pytest.raises(ValueError, match="no picture"):
+        read_photo(tmp_path / "huge.jpg")
+
+
 def test_png_keeps_text_profile_and_resolution(tmp_path):
     text = PngInfo()
     text.add_text("Author", "someone")
