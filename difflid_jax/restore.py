@@ -5,13 +5,15 @@
 
 Writes clear/photo.jpg and so on: same name, format, size, bit depth, metadata and colour profile; turned
 upright where EXIF says so. Of a folder, the photographs directly in it are taken. With --compare, also
-clear/photo.compare.png with the picture before and after. Inputs are never written to, outputs that are
-there already only with --overwrite. A file that cannot be restored is named and the rest goes on; the exit
-status is then 1, and 2 where nothing was begun.
+clear/photo.compare.png with the picture before and after (photo.jpg.compare.png where a photo.png is
+restored, too). Inputs are never written to, outputs that are there already only with --overwrite. A file
+that cannot be restored is named and the rest goes on; the exit status is then 1, and 2 where nothing was
+begun.
 """
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +65,11 @@ def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> li
         if not found:
             raise Refused(f"{argument}: no photograph in it ({', '.join(sorted(EXTENSIONS))})")
         sources |= dict.fromkeys(found)
-    jobs = [
-        Job(path, output / path.name, output / f"{path.stem}.compare.png" if compare else None)
-        for path in sources
-    ]
+    stems = Counter(path.stem.casefold() for path in sources)
+    jobs = []
+    for path in sources:
+        sheet = path.stem if stems[path.stem.casefold()] == 1 else path.name
+        jobs.append(Job(path, output / path.name, output / f"{sheet}.compare.png" if compare else None))
     _refuse_collisions(jobs)
     return jobs
 

@@ -105,6 +105,13 @@ def test_compare_writes_a_sheet(restorer, tmp_path):
         assert sheet.width > 120 and sheet.height > 40
 
 
+def test_sheets_of_one_stem_are_told_apart(tmp_path):
+    photos = [photograph(tmp_path / "in" / name) for name in ("a.jpg", "A.png", "b.jpg")]
+    jobs = plan([str(photo) for photo in photos], tmp_path / "out", compare=True)
+    names = [job.sheet.name for job in jobs]
+    assert names == ["a.jpg.compare.png", "A.png.compare.png", "b.compare.png"]
+
+
 def test_a_full_disk_leaves_no_half_file(restorer, tmp_path, monkeypatch):
     source = photograph(tmp_path / "a.png")
     write = Path.write_bytes
