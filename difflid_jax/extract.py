@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from difflid_jax.data.files import File, find_files, is_tar
 from difflid_jax.features.extraction import Extractor
-from difflid_jax.program import Refused, one_line, run
+from difflid_jax.program import Refused, one_line, refuse_existing, run
 from difflid_jax.weights import store
 
 
@@ -41,6 +41,7 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
     output = Path(options.output)
     if output.suffix != ".npz":
         raise Refused(f"--output {output}: expected a name that ends in .npz")
+    refuse_existing(output, options.overwrite)
     try:
         times = [int(t) for t in options.times]
     except ValueError:
@@ -152,6 +153,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
         "of the computation (auto: bfloat16 on GPU and TPU)",
         flag_values=values,
     )
+    flags.DEFINE_bool("overwrite", False, "replace the file if it is there", flag_values=values)
     return values
 
 

@@ -45,6 +45,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
+    """Raise Refused where `path` is there already, unless it may be replaced."""
+    if not overwrite and os.path.lexists(path):
+        raise Refused(f"{os.fspath(path)}: is there already; --overwrite replaces it")
+
+
 def tune_cpu(environment: MutableMapping[str, str]) -> None:
     """Set the XLA flags that help on CPU, unless `environment` says anything of XLA's flags already.
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from difflid_jax.data.images import contact_sheet, write_png
 from difflid_jax.diffusion.sampling import SAMPLERS, Sampler
 from difflid_jax.features.prior import load_prior
-from difflid_jax.program import Refused, run
+from difflid_jax.program import Refused, refuse_existing, run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +35,7 @@ def draw(options: flags.FlagValues) -> None:
         raise Refused("give --weights DIR and --output FILE.png")
     if Path(options.output).suffix.lower() != ".png":
         raise Refused(f"--output {options.output}: expected a name that ends in .png")
+    refuse_existing(options.output, options.overwrite)
     unet, schedule, _ = load_prior(options.weights, part="all")
     spec = unet.spec
     size = options.size or spec.image_size
@@ -103,6 +104,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
     )
     flags.DEFINE_integer("seed", 0, "where all noise comes from", flag_values=values)
     flags.DEFINE_list("labels", [], "classes, repeated in order (default: at random)", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace the sheet if it is there", flag_values=values)
     return values
 
 

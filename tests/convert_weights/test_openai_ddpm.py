@@ -307,6 +307,10 @@ def test_another_architecture_lists_what_differs_and_the_preset_that_fits(small_
     assert "1 missing: middle_block.1.norm.scale" in message
     assert "out_conv.bias (expected (6,), found (5,))" in message
     assert "--preset" not in message
+    alone = refused(damaged)
+    assert (
+        "fits none" in alone and "the nearest is first: the tensors do not fit: surplus has no rule" in alone
+    )
 
 
 @pytest.mark.parametrize(
@@ -440,6 +444,8 @@ def test_the_program_converts_a_file_and_says_so(states, tmp_path):
     )
     assert weights.metadata["source_sha256"] == digest
     assert {tensor.dtype for tensor in weights.tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    with pytest.raises(Refused, match="is there already; --overwrite"):
+        run_program(source, f"--output={tmp_path / 'out'}", f"--architecture={flags}")
     prior = load_prior(tmp_path / "out")
     assert prior.schedule is Schedule.named("linear", 1000)
     with pytest.raises(ValueError, match="holds the encoder only"):
