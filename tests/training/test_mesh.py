@@ -123,6 +123,45 @@ def test_one_process_needs_nobody(monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(jax.distributed, "initialize", None)
     devices.join_processes(False)
     assert devices.greatest(devices.make_mesh(), 15) == 15
     np.testing.assert_array_equal(devices.on_one_device(devices.make_mesh(), [jax.numpy.ones(3)])[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "16"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "16", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, {}),
+        # As --gpus-per-task=1 has it.
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "16", "CUDA_VISIBLE_DEVICES": "3"},
+            {"local_device_ids": [0]},
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 1},
+        ),
+    ],
+)
+def test_many_processes_are_recognised(monkeypatch, environment, expected):
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "OMPI", "JAX_COORD", "JAX_NUM", "JAX_PROC", "JAX_LOCAL", "CUDA_VIS")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    given = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.append(options))
+    devices.join_processes(False)
+    assert given == [expected]
+
+
+def test_many_processes_that_cannot_be_found_are_an_error(monkeypatch):
+    def missing(**options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", missing)
+    with pytest.raises(ValueError, match=r"--multihost: .*coordinator_address.*; launch under SLURM"):
+        devices.join_processes(True)
