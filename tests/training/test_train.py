@@ -87,7 +87,7 @@ def killed_while_saving(tiny, workdir, given):
     for _ in range(5):  # the checkpoint may be complete before the signal is there
         process = tiny.start(workdir, *given)
         while process.poll() is None and not unfinished():
-            time.sleep(0.001)
+            time.sleep(0.003)
         process.kill()
         err = process.communicate(timeout=240)[1]
         assert process.returncode == -signal.SIGKILL, err
