@@ -28,7 +28,7 @@ from difflid_jax.data.augment import CropSpec
 from difflid_jax.data.images import contact_sheet
 from difflid_jax.data.pipeline import Batches, signed
 from difflid_jax.data.sources import DataSet, open_data
-from difflid_jax.diffusion.objective import hybrid_loss, simple_loss, split_output
+from difflid_jax.diffusion.objective import hybrid_loss, loss_by_time
 from difflid_jax.diffusion.sampling import Sampler
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -40,8 +40,6 @@ from difflid_jax.training.log import RunLog
 from difflid_jax.training.loop import Diverged, Interruption
 from difflid_jax.training.step import Loss, initial_state, make_step
 from difflid_jax.weights import store
-
-_SCORED_TIMES = tuple(range(50, 1000, 100))  # the middle of each hundred
 
 
 def main(argv: Sequence[str]) -> int:
@@ -205,24 +203,16 @@ def _scorer(
     batch = min(config.data.batch_size, len(data))
     crops = Batches(data, CropSpec(size=size, flip=False, scale=config.data.scale), batch)
 
-    @jax.jit
-    def losses(params, images, t, key):
-        x0 = signed(images)
-        noise = jax.random.normal(key, x0.shape)
-        times = jnp.full(len(x0), t)
-        output = nnx.merge(graph, params)(schedule.sample_noisy(x0, times, noise), times)
-        return simple_loss(split_output(output)[0], noise).mean()
+    measure = loss_by_time(graph, schedule)
 
     def evaluate(params, interrupted):
         params = jax.device_get(params)
-        by_time = {t: [] for t in _SCORED_TIMES if t < schedule.steps}
-        for number in range(config.evaluation.batches):
-            images = crops.make(number)["image"]
-            for t, found in by_time.items():
-                if interrupted():
-                    return None
-                key = jax.random.fold_in(jax.random.key(number), t)
-                found.append(float(losses(params, images, t, key)))
+        by_time: dict[int, list[float]] = {}
+        batches = (signed(crops.make(number)["image"]) for number in range(config.evaluation.batches))
+        for t, loss in measure(params, batches):
+            if interrupted():
+                return None
+            by_time.setdefault(t, []).append(loss)
         scores = {f"loss_t{t:03}": float(np.mean(found)) for t, found in by_time.items()}
         scores = {"loss": float(np.mean(list(scores.values()))), **scores}
         sampler = Sampler(nnx.merge(graph, params), schedule, steps=config.evaluation.sample_steps)

@@ -5,11 +5,16 @@ Hybrid loss (Nichol & Dhariwal 2021):  simple + λ · L_vlb, where L_vlb trains 
 Reference: guided_diffusion/gaussian_diffusion.py, training_losses and _vb_terms_bpd.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from difflid_jax.diffusion.schedule import Schedule
+
+SCORED_TIMES = tuple(range(50, 1000, 100))  # the middle of each hundred
 
 
 def split_output(output: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -25,6 +30,31 @@ def split_output(output: jax.Array) -> tuple[jax.Array, jax.Array | None]:
 def simple_loss(predicted: jax.Array, noise: jax.Array) -> jax.Array:
     """Eq. 4: mean squared error per image, both (B,H,W,3) → (B,)."""
     return jnp.mean(jnp.square(predicted.astype(jnp.float32) - noise), axis=(1, 2, 3))
+
+
+def loss_by_time(graph: nnx.GraphDef, schedule: Schedule) -> Callable[..., Iterator[tuple[int, float]]]:
+    """measure(parameters, batches) for the U-Net of `graph`: (t, mean of Eq. 4) of every batch at every t.
+
+    batches: pictures x_0 (B,H,W,3) in [-1,1] of one size; t: `SCORED_TIMES`. The noise depends on the batch's
+    number and t alone, so that two models are measured on the same. Class-conditional models are given class
+    0. Compiled once.
+    """
+
+    @jax.jit
+    def loss(parameters, x0, t, key):
+        unet = nnx.merge(graph, parameters)
+        noise, times = jax.random.normal(key, x0.shape), jnp.full(len(x0), t)
+        labels = None if unet.spec.num_classes is None else jnp.zeros(len(x0), jnp.int32)
+        output = unet(schedule.sample_noisy(x0, times, noise), times, labels)
+        return simple_loss(split_output(output)[0], noise).mean()
+
+    def measure(parameters, batches: Iterable[jax.Array]) -> Iterator[tuple[int, float]]:
+        for number, x0 in enumerate(batches):
+            for t in (t for t in SCORED_TIMES if t < schedule.steps):
+                key = jax.random.fold_in(jax.random.key(number), t)
+                yield t, float(loss(parameters, x0, t, key))
+
+    return measure
 
 
 def learned_log_variance(schedule: Schedule, variance: jax.Array, t: jax.Array) -> jax.Array:

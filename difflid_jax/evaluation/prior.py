@@ -1,0 +1,179 @@
+"""What a diffusion prior knows of photographs and of haze: the claims of the paper's Sec. 4.1 as numbers.
+
+Figs. 1 and 7 show that the h-spaces of a hazy picture and of its clean partner lie close together at a small
+timestep, every scene apart from the others, and that at a larger one hazy and clean pictures lie apart,
+whatever the scene. The first is measured as a ratio of distances, the second as the accuracy of a linear
+probe.
+
+Features are h-spaces averaged over positions. Every picture has noise of its own, a hazy one other noise than
+its clean partner, as two pictures have when they are restored. With equal noise, partners would be alike at
+any timestep, and the paper's third finding, that too much noise leaves neither content nor haze, could not
+show.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.manifold import TSNE
+from sklearn.metrics import r2_score
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from difflid_jax.data.augment import RESIDE, CropSpec
+from difflid_jax.data.pipeline import Batches, Evaluation, signed
+from difflid_jax.data.sources import DataSet
+from difflid_jax.diffusion.objective import SCORED_TIMES, loss_by_time
+from difflid_jax.diffusion.schedule import Schedule
+from difflid_jax.features.h_space import HSpaceSpec, average_pool, h_space
+from difflid_jax.features.prior import Prior
+
+FOLDS = 5
+_SCENES = 8  # read together
+_CROPS = 16  # denoised together
+
+
+class Pairs(NamedTuple):
+    """hazy and clean uint8 (N,S,S,3), and the β (N,) of the haze."""
+
+    hazy: np.ndarray
+    clean: np.ndarray
+    beta: np.ndarray
+
+
+def make_pairs(data: DataSet, size: int, seed: int) -> Pairs:
+    """The middle size×size of every scene of `data` (pictures with depth), hazy and clean.
+
+    Haze is RESIDE's, made on the whole picture as for evaluation. Raises ValueError for a picture under
+    `size`.
+    """
+    betas = np.random.default_rng(seed).uniform(*RESIDE.beta, len(data))
+    hazy, clean = [], []
+    for index, beta in enumerate(tqdm(betas, desc="pairs", unit="scene")):
+        pair = Evaluation(data, replace(RESIDE, beta=(beta, beta), seed=seed))[index]
+        height, width = pair["clean"].shape[:2]
+        if min(height, width) < size:
+            raise ValueError(
+                f"scene {pair['name']}: {height}×{width} has no middle of {size}×{size}; choose a smaller one"
+            )
+        top, left = (height - size) // 2, (width - size) // 2
+        hazy.append(pair["hazy"][top : top + size, left : left + size])
+        clean.append(pair["clean"][top : top + size, left : left + size])
+    return Pairs(np.stack(hazy), np.stack(clean), betas)
+
+
+def noise_losses(prior: Prior, data: DataSet, crop: int, downscale: int, seed: int) -> dict[int, float]:
+    """{t: Eq. 4} on crops (crop×crop) of the clean pictures at 1/downscale, at least one of every scene."""
+    batch = min(_CROPS, len(data))
+    crops = Batches(data, CropSpec(crop, flip=False, scale=(1 / downscale, 1 / downscale)), batch, seed=seed)
+    numbers = range(-(-len(data) // batch))
+    graph, parameters = nnx.split(prior.unet)
+    measured = loss_by_time(graph, prior.schedule)(
+        parameters, (signed(crops.make(number)["clean"]) for number in numbers)
+    )
+    found: dict[int, list[float]] = {}
+    for t, loss in tqdm(measured, "noise loss", total=len(numbers) * len(SCORED_TIMES), unit="batch"):
+        found.setdefault(t, []).append(loss)
+    return {t: float(np.mean(losses)) for t, losses in found.items()}
+
+
+def h_spaces(
+    prior: Prior, pairs: Pairs, times: Sequence[int], downscale: int, seed: int
+) -> dict[int, np.ndarray]:
+    """{t: float32 (2,N,C)}: h-spaces of the hazy and of the clean pictures, averaged over positions.
+
+    A picture's noise is its own, and the same at every timestep but 0, which has none.
+    """
+    graph, parameters = nnx.split(prior.unet)
+
+    @partial(jax.jit, static_argnums=3)
+    def run(parameters, images, key, spec):
+        features = h_space(nnx.merge(graph, parameters), prior.schedule, signed(images), key, spec)
+        return [h.astype(jnp.float32).mean((1, 2)) for h in features]
+
+    # Two timesteps a pass, as h_space reads them; an odd one is read twice.
+    specs = [HSpaceSpec((t, [*times, t][i + 1]), downscale=downscale) for i, t in enumerate(times)][::2]
+    total = len(pairs.clean)
+    found: dict[int, list[np.ndarray]] = {t: [] for t in times}
+    for first in tqdm(range(0, total, _SCENES), desc="h-space", unit="batch"):
+        chosen = np.minimum(np.arange(first, first + _SCENES), total - 1)  # the last batch is filled up
+        images = np.concatenate([pairs.hazy[chosen], pairs.clean[chosen]])
+        for spec in specs:
+            features = run(parameters, images, jax.random.fold_in(jax.random.key(seed), first), spec)
+            for t, h in dict(zip(spec.times, features, strict=True)).items():
+                found[t].append(np.asarray(h).reshape(2, _SCENES, -1)[:, : total - first])
+    return {t: np.concatenate(parts, axis=1) for t, parts in found.items()}
+
+
+def image_space(pairs: Pairs, schedule: Schedule, t: int, downscale: int, seed: int) -> np.ndarray:
+    """The pictures x_t that the prior is shown, as features, float32 (2,N,pixels)."""
+    x = average_pool(signed(np.concatenate([pairs.hazy, pairs.clean])), downscale)
+    if t > 0:
+        noise = jax.random.normal(jax.random.key(seed), x.shape)
+        x = schedule.sample_noisy(x, jnp.full(len(x), t), noise)
+    return np.asarray(x).reshape(2, len(pairs.clean), -1)
+
+
+def distances(features: np.ndarray) -> tuple[float, float]:
+    """(mean ‖h(hazy) − h(clean)‖ of a scene, mean ‖h(clean) − h(clean)‖ of two), of features (2,N,C).
+
+    Each channel is standardised over all pictures first. Raises ValueError where all scenes' are equal.
+    """
+    hazy, clean = _standardised(features)
+    count = len(clean)
+    between = np.linalg.norm(clean[:, None] - clean[None], axis=-1).sum() / (count * (count - 1))
+    if between == 0:
+        raise ValueError("h-space: the features of all scenes are equal, so that they say nothing of content")
+    return float(np.linalg.norm(hazy - clean, axis=-1).mean()), float(between)
+
+
+def probe_accuracy(features: np.ndarray) -> float:
+    """How often logistic regression on features (2,N,C) tells hazy from clean in scenes that it has not seen.
+
+    The mean over `FOLDS` folds (see `_folds`); a guess has 0.5.
+    """
+    count = features.shape[1]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    labels, groups = np.repeat([1, 0], count), np.tile(_folds(count), 2)
+    x = features.reshape(2 * count, -1)
+    return float(cross_val_score(probe, x, labels, groups=groups, cv=LeaveOneGroupOut()).mean())
+
+
+def haze_r2(features: np.ndarray, beta: np.ndarray) -> float:
+    """R² of β (N,), predicted by ridge regression from the hazy features of (2,N,C) over the same folds.
+
+    The penalty is chosen inside each fold. 0 is as good as the mean, below it worse.
+    """
+    probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 6)))
+    folds = _folds(len(beta))
+    return float(
+        r2_score(beta, cross_val_predict(probe, features[0], beta, groups=folds, cv=LeaveOneGroupOut()))
+    )
+
+
+def t_sne(features: np.ndarray) -> np.ndarray:
+    """Features (2,N,C) on a plane, float32 (2,N,2), by t-SNE of the standardised channels."""
+    points = _standardised(features).reshape(2 * features.shape[1], -1)
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    found = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    return found.reshape(2, -1, 2)
+
+
+def _standardised(features: np.ndarray) -> np.ndarray:
+    flat = features.reshape(-1, features.shape[-1])
+    return StandardScaler().fit_transform(flat).reshape(features.shape)
+
+
+def _folds(count: int) -> np.ndarray:
+    """The fold of each scene: runs of neighbours, since neighbours in NYU Depth v2 often show one room."""
+    if count < FOLDS:
+        raise ValueError(f"expected at least {FOLDS} scenes, one a fold; found {count}")
+    return np.arange(count) * FOLDS // count

@@ -1,0 +1,160 @@
+"""The check of a diffusion prior: each measure on features whose answer is known, and the script."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from difflid_jax.data.images import read_image
+from difflid_jax.data.pipeline import signed
+from difflid_jax.data.sources import open_data
+from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.evaluation import prior as measures
+from difflid_jax.features.h_space import HSpaceSpec, h_space
+from difflid_jax.features.prior import load_prior
+from difflid_jax.weights import store
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prior_check.py"
+SPEC = UNetSpec(
+    image_size=8, model_channels=32, num_res_blocks=1, attention_resolutions=(), channel_mult=(1, 1)
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, drawn):
+    folder = tmp_path_factory.mktemp("prior")
+    store.save(folder, "unet", store.tensors_of(drawn(lambda: UNet(SPEC, rngs=nnx.Rngs(0)))), SPEC.to_dict())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Six scenes of 20×24 at one depth; the middle 16×16 begins with a row black on its left, then white."""
+    random = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("scenes")
+    for part in ("rgb", "depth"):
+        (folder / part).mkdir()
+    for number in range(6):
+        clean = random.integers(256, size=(20, 24, 3), dtype=np.uint8)
+        clean[2, 4:12], clean[2, 12:20] = 0, 255
+        Image.fromarray(clean).save(folder / "rgb" / f"{number}.png")
+        Image.fromarray(np.full((20, 24), 200, np.uint8)).save(folder / "depth" / f"{number}.png")
+    return f"{folder}#whole"
+
+
+@pytest.fixture
+def features():
+    """40 scenes that differ in 6 channels; hazy and clean are one."""
+    h = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    return np.stack([h, h])
+
+
+def test_pairs_are_the_middle_with_haze_of_the_beta_that_is_told(scenes):
+    data = open_data("rgbd", scenes)
+    hazy, clean, beta = measures.make_pairs(data, 16, seed=3)
+    assert hazy.shape == clean.shape == (6, 16, 16, 3) and len(set(beta)) == 6
+    assert (clean[:, 0, :8] == 0).all() and (clean[:, 0, 8:] == 255).all()
+    # I = J·t + A(1 − t): white and black differ by t = exp(−β), as all lies at the greatest depth.
+    t = (hazy[:, 0, 15, 0].astype(float) - hazy[:, 0, 0, 0]) / 255
+    np.testing.assert_allclose(t, np.exp(-beta), atol=1.01 / 255)  # two roundings to 8 bits
+    with pytest.raises(ValueError, match="scene 0: 20×24 has no middle of 32×32"):
+        measures.make_pairs(data, 32, seed=3)
+
+
+def test_h_spaces_are_those_of_the_pictures_each_with_its_own_noise(weights):
+    """Nine scenes are more than a batch, three timesteps more than a pass."""
+    prior = load_prior(weights)
+    clean = np.random.default_rng(0).integers(256, size=(9, 8, 8, 3), dtype=np.uint8)
+    found = measures.h_spaces(prior, measures.Pairs(clean, clean, np.ones(9)), (0, 500, 999), 1, seed=5)
+    assert list(found) == [0, 500, 999] and all(h.shape == (2, 9, 32) for h in found.values())
+    h, _ = h_space(prior.unet, prior.schedule, signed(clean), jax.random.key(0), HSpaceSpec())
+    np.testing.assert_allclose(found[0], np.stack([h.mean((1, 2))] * 2), rtol=1e-4, atol=1e-5)
+    # The pictures of a pair are equal here: what is between them is the noise.
+    for t in (500, 999):
+        assert np.abs(found[t][0] - found[t][1]).max(-1).min() > 1e-3
+
+
+def test_distances_tell_pairs_from_strangers_whatever_the_unit_of_a_channel(features):
+    within, between = measures.distances(features)
+    assert within == 0 and between > 1
+    strangers = np.stack([features[0], features[1][::-1]])
+    within, between = measures.distances(strangers)
+    assert 0.8 < within / between < 1.2
+    strangers[..., 0] *= 1000
+    np.testing.assert_allclose(measures.distances(strangers), (within, between), rtol=1e-4)
+    with pytest.raises(ValueError, match="all scenes are equal"):
+        measures.distances(np.zeros_like(features))
+
+
+def test_the_probe_finds_haze_and_nothing_in_the_scenes_alone(features):
+    # A probe that is shown one partner cannot know the other, since both lie in one fold.
+    assert measures.probe_accuracy(features) == pytest.approx(0.5)
+    hazy = features + np.array([[[6.0]], [[0.0]]], np.float32) * np.eye(6, dtype=np.float32)[0]
+    assert measures.probe_accuracy(hazy) > 0.95
+    for count in (5, 23):
+        folds = measures._folds(count)
+        assert (np.diff(folds) >= 0).all() and np.ptp(np.bincount(folds, minlength=5)) <= 1
+    with pytest.raises(ValueError, match="at least 5 scenes"):
+        measures.probe_accuracy(features[:, :4])
+
+
+def test_beta_is_read_where_it_is_and_not_elsewhere(features):
+    beta = np.random.default_rng(1).uniform(0.6, 1.8, 40)
+    assert measures.haze_r2(features, beta) < 0.2
+    features[0, :, 2] = 3 * beta - 1
+    assert measures.haze_r2(features, beta) > 0.95
+
+
+def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, SCRIPT, f"--weights={weights}", f"--scenes={scenes}", f"--output={output}"]
+    command += ["--size=16", "--crop=8", "--times=0,500,999", "--samples=5", "--steps=2", "--limit=5"]
+
+    def run(*more):
+        environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
+        return subprocess.run([*command, *more], env=environment, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    written, text = json.loads((output / "prior.json").read_text()), (output / "prior.md").read_text()
+    assert written["scenes"] == ["0", "1", "2", "3", "4"] and text in done.stdout
+    trained, untrained = written["priors"].values()
+    assert len(trained["sha256"]) == 64 and untrained["sha256"] == "random:0"
+    for measured in (trained, untrained):
+        for what in ("ratio", "accuracy", "beta_r2"):
+            assert list(measured[what]) == ["0", "500", "999"]
+            assert f"{measured[what]['500']:.3f}" in text
+        assert list(measured["loss"]) == [str(t) for t in range(50, 1000, 100)]
+    # Untrained, a U-Net predicts no noise at all: E‖ε‖² = 1. Five crops of 8×8 have 960 values.
+    assert untrained["loss"].values() == pytest.approx([1] * 10, abs=0.2)
+    assert untrained["loss"] != trained["loss"]
+    assert read_image(output / "tsne.png").shape[1] > 3 * 240
+    assert {file.name for file in output.iterdir()} == {
+        *("prior.json", "prior.md", "curves.png", "samples.png", "tsne.png")
+    }
+    for flags, says in [
+        ([], "--overwrite replaces it"),
+        (["--overwrite", "--times=0,1000"], "timesteps from 0 to 999"),
+        (["--overwrite", "--size=18"], "--size 18: this prior needs a multiple of 4"),
+    ]:
+        refused = run(*flags)
+        assert refused.returncode == 2 and says in refused.stderr, refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_shipped_prior_knows_scenes_and_sees_haze(shared):
+    """On 20 validation scenes: partners are nearer than strangers at t = 0, haze shows at t = 500."""
+    data = open_data("rgbd", shared / "data" / "nyu_v2_labelled_train.tar#1300-1319")
+    pairs = measures.make_pairs(data, 128, seed=0)
+    h = measures.h_spaces(load_prior("photos64"), pairs, (0, 500), 2, seed=0)
+    within, between = measures.distances(h[0])
+    assert within < between
+    assert measures.probe_accuracy(h[500]) > 0.6
