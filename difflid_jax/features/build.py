@@ -74,6 +74,10 @@ def build_features(
     else:
         architecture = UNetSpec.from_dict(store.read_metadata(name_or_folder)["architecture"])
         unet, schedule, sha256 = random_prior(architecture, random_seed, part=part, dtype=dtype)
+    if max(spec.times) >= schedule.steps:
+        raise ValueError(
+            f"features.times: the model has timesteps 0 to {schedule.steps - 1}, found {max(spec.times)}"
+        )
     graph, frozen = nnx.split(unet)
     if kind == "release":
         return FrozenFeatures(
