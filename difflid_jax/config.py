@@ -103,7 +103,6 @@ def default() -> ConfigDict:
                 "layer": "middle",  # 'middle', 'encoder:i', 'decoder:i'
                 "times": (0, 500),
                 "noise_at_zero": False,
-                "downscale": 1,
                 "side": 0,  # > 0: the prior sees every picture at side×side
                 "dtype": "auto",  # bfloat16 on GPU and TPU, float32 on CPU
                 "random": False,  # control: the frozen network with random weights
@@ -279,7 +278,6 @@ def h_space_spec(config: ConfigDict) -> HSpaceSpec:
         times=section.times,
         layer=section.layer,
         noise_at_zero=section.noise_at_zero,
-        downscale=section.downscale,
         side=section.side,
     )
 

@@ -55,7 +55,7 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
     reading = {
         "layer": options.layer,
         "noise_at_zero": options.noise_at_zero,
-        "downscale": options.downscale,
+        "side": options.side,
         "noise_seed": options.noise_seed,
     }
     extractor = Extractor(options.weights, times=times, dtype=jnp.dtype(dtype), **reading)
@@ -144,7 +144,11 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_integer("noise_seed", 0, "where the noise comes from", flag_values=values)
     flags.DEFINE_bool("noise_at_zero", False, "add the noise of step 0 at timestep 0", flag_values=values)
     flags.DEFINE_integer(
-        "downscale", 1, "the model sees the picture at 1/downscale", lower_bound=1, flag_values=values
+        "side",
+        0,
+        "the model sees every picture at side×side (0: at its own size)",
+        lower_bound=0,
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "dtype",

@@ -91,7 +91,6 @@ def test_the_tables_change_what_they_study_and_nothing_else():
         ("features.layer", "bottom", "config.features.layer must be 'middle', 'encoder:i' or 'decoder:i'"),
         ("features.times", (0, 1000), "config.features.times"),
         ("features.times", (0,), "config.features.times"),
-        ("features.downscale", 0, "config.features.downscale"),
         ("features.side", -1, "config.features.side"),
         ("network.preset", "wide", "config.network.preset must be one of"),
         ("network.content", "conv", "config.network.content"),

@@ -28,66 +28,55 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from difflid_jax.data.augment import RESIDE, CropSpec
-from difflid_jax.data.pipeline import Batches, Evaluation, signed
+from difflid_jax.data.augment import RESIDE
+from difflid_jax.data.pipeline import Evaluation, signed
 from difflid_jax.data.sources import DataSet
 from difflid_jax.diffusion.objective import SCORED_TIMES, loss_by_time
 from difflid_jax.diffusion.schedule import Schedule
-from difflid_jax.features.h_space import HSpaceSpec, average_pool, h_space
+from difflid_jax.features.h_space import HSpaceSpec, at_side, h_space
 from difflid_jax.features.prior import Prior
 
 FOLDS = 5
 _SCENES = 8  # read together
-_CROPS = 16  # denoised together
 
 
 class Pairs(NamedTuple):
-    """hazy and clean uint8 (N,S,S,3), and the β (N,) of the haze."""
+    """hazy and clean float32 (N,S,S,3) in [-1,1], and the β (N,) of the haze."""
 
     hazy: np.ndarray
     clean: np.ndarray
     beta: np.ndarray
 
 
-def make_pairs(data: DataSet, size: int, seed: int) -> Pairs:
-    """The middle size×size of every scene of `data` (pictures with depth), hazy and clean.
+def make_pairs(data: DataSet, side: int, seed: int) -> Pairs:
+    """Every scene of `data` (pictures with depth), hazy and clean, as a prior sees it at side×side.
 
-    Haze is RESIDE's, made on the whole picture as for evaluation. Raises ValueError for a picture under
-    `size`.
+    Haze is RESIDE's, made on the whole picture as for evaluation.
     """
     betas = np.random.default_rng(seed).uniform(*RESIDE.beta, len(data))
     hazy, clean = [], []
     for index, beta in enumerate(tqdm(betas, desc="pairs", unit="scene")):
         pair = Evaluation(data, replace(RESIDE, beta=(beta, beta), seed=seed))[index]
-        height, width = pair["clean"].shape[:2]
-        if min(height, width) < size:
-            raise ValueError(
-                f"scene {pair['name']}: {height}×{width} has no middle of {size}×{size}; choose a smaller one"
-            )
-        top, left = (height - size) // 2, (width - size) // 2
-        hazy.append(pair["hazy"][top : top + size, left : left + size])
-        clean.append(pair["clean"][top : top + size, left : left + size])
+        hazy.append(_seen(pair["hazy"], side))
+        clean.append(_seen(pair["clean"], side))
     return Pairs(np.stack(hazy), np.stack(clean), betas)
 
 
-def noise_losses(prior: Prior, data: DataSet, crop: int, downscale: int, seed: int) -> dict[int, float]:
-    """{t: Eq. 4} on crops (crop×crop) of the clean pictures at 1/downscale, at least one of every scene."""
-    batch = min(_CROPS, len(data))
-    crops = Batches(data, CropSpec(crop, flip=False, scale=(1 / downscale, 1 / downscale)), batch, seed=seed)
-    numbers = range(-(-len(data) // batch))
+def _seen(picture: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(at_side(signed(picture)[None], side)[0])
+
+
+def noise_losses(prior: Prior, pairs: Pairs) -> dict[int, float]:
+    """{t: Eq. 4} on the clean pictures."""
     graph, parameters = nnx.split(prior.unet)
-    measured = loss_by_time(graph, prior.schedule)(
-        parameters, (signed(crops.make(number)["clean"]) for number in numbers)
-    )
+    measured = loss_by_time(graph, prior.schedule)(parameters, (x[None] for x in pairs.clean))
     found: dict[int, list[float]] = {}
-    for t, loss in tqdm(measured, "noise loss", total=len(numbers) * len(SCORED_TIMES), unit="batch"):
+    for t, loss in tqdm(measured, "noise loss", len(pairs.clean) * len(SCORED_TIMES)):
         found.setdefault(t, []).append(loss)
     return {t: float(np.mean(losses)) for t, losses in found.items()}
 
 
-def h_spaces(
-    prior: Prior, pairs: Pairs, times: Sequence[int], downscale: int, seed: int
-) -> dict[int, np.ndarray]:
+def h_spaces(prior: Prior, pairs: Pairs, times: Sequence[int], seed: int) -> dict[int, np.ndarray]:
     """{t: float32 (2,N,C)}: h-spaces of the hazy and of the clean pictures, averaged over positions.
 
     A picture's noise is its own, and the same at every timestep but 0, which has none.
@@ -96,11 +85,11 @@ def h_spaces(
 
     @partial(jax.jit, static_argnums=3)
     def run(parameters, images, key, spec):
-        features = h_space(nnx.merge(graph, parameters), prior.schedule, signed(images), key, spec)
+        features = h_space(nnx.merge(graph, parameters), prior.schedule, images, key, spec)
         return [h.astype(jnp.float32).mean((1, 2)) for h in features]
 
     # Two timesteps a pass, as h_space reads them; an odd one is read twice.
-    specs = [HSpaceSpec((t, [*times, t][i + 1]), downscale=downscale) for i, t in enumerate(times)][::2]
+    specs = [HSpaceSpec((t, [*times, t][i + 1])) for i, t in enumerate(times)][::2]
     total = len(pairs.clean)
     found: dict[int, list[np.ndarray]] = {t: [] for t in times}
     for first in tqdm(range(0, total, _SCENES), desc="h-space", unit="batch"):
@@ -113,9 +102,9 @@ def h_spaces(
     return {t: np.concatenate(parts, axis=1) for t, parts in found.items()}
 
 
-def image_space(pairs: Pairs, schedule: Schedule, t: int, downscale: int, seed: int) -> np.ndarray:
+def image_space(pairs: Pairs, schedule: Schedule, t: int, seed: int) -> np.ndarray:
     """The pictures x_t that the prior is shown, as features, float32 (2,N,pixels)."""
-    x = average_pool(signed(np.concatenate([pairs.hazy, pairs.clean])), downscale)
+    x = np.concatenate([pairs.hazy, pairs.clean])
     if t > 0:
         noise = jax.random.normal(jax.random.key(seed), x.shape)
         x = schedule.sample_noisy(x, jnp.full(len(x), t), noise)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from difflid_jax.features.h_space import HSpaceSpec, feature_channels, h_space, pad_to_multiple
+from difflid_jax.features.h_space import HSpaceSpec, at_side, feature_channels, h_space, pad_to_multiple
 from difflid_jax.features.prior import load_prior
 
 
@@ -22,7 +22,7 @@ class Extractor:
 
     weights: shipped name or folder of a diffusion model. times: timesteps from 0 (no noise) to 999. layer:
     "middle" (the h-space), "encoder:i", "decoder:i" or "output". Noise comes from `noise_seed`: the same for
-    every picture of one size. Compiled once for each padded size of picture.
+    every picture of one size. side: see `HSpaceSpec`. Compiled once for each padded size of picture.
     Raises FileNotFoundError or ValueError for weights, times or layers that are not there.
     """
 
@@ -33,7 +33,7 @@ class Extractor:
         times: Sequence[int] = (0, 500),
         layer: str = "middle",
         noise_at_zero: bool = False,
-        downscale: int = 1,
+        side: int = 0,
         noise_seed: int = 0,
         dtype=jnp.float32,
     ):
@@ -42,7 +42,7 @@ class Extractor:
             raise ValueError("times: expected at least one timestep, found none")
         # Two timesteps a pass, as the restorer reads them; noise does not depend on which stand together.
         pairs = [(t, self.times[min(i + 1, len(self.times) - 1)]) for i, t in enumerate(self.times)][::2]
-        self.specs = [HSpaceSpec(pair, layer, noise_at_zero, downscale) for pair in pairs]
+        self.specs = [HSpaceSpec(pair, layer, noise_at_zero, side) for pair in pairs]
         unet, schedule, self.sha256 = load_prior(weights, part=self.specs[0].part, dtype=dtype)
         if any(t >= schedule.steps for t in self.times):
             raise ValueError(
@@ -72,7 +72,8 @@ class Extractor:
             raise ValueError(f"expected uint8 or floats in [0,1], found {picture.dtype}")
         height, width = picture.shape[:2]
         x = jnp.asarray(picture[None], jnp.float32) * (2 / scale) - 1
-        x = pad_to_multiple(x, self._multiple)
+        # Resized here, so that pictures of all sizes share one program.
+        x = at_side(x, side) if (side := self.specs[0].side) else pad_to_multiple(x, self._multiple)
         found: dict[int, np.ndarray] = {}
         for spec in self.specs:
             for t, h in zip(spec.times, self._run(self._parameters, x, self._key, spec), strict=True):

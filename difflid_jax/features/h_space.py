@@ -24,15 +24,13 @@ class HSpaceSpec:
     """What is read: at which `times` (t₁, t₂), in which layer, at which size.
 
     layer: "middle" (h-space), "encoder:i", "decoder:i" (Table 3's Layer-E and Layer-D) or "output".
-    downscale: the prior sees the picture at 1/downscale of its size.
-    side: the prior sees every picture, whatever its size and shape, resized to side×side (0: it does not). So
-        it sees a whole picture as it saw training's crops, at a cost that does not grow, and h keeps its grid.
+    side: the prior sees every picture, whatever its size and shape, resized to side×side (0: it does not).
+        So it sees a whole picture as it saw training's crops, at a fixed cost, and h keeps its grid.
     """
 
     times: tuple[int, int] = (0, 500)
     layer: str = "middle"
     noise_at_zero: bool = False
-    downscale: int = 1
     side: int = 0
 
     def __post_init__(self):
@@ -41,10 +39,8 @@ class HSpaceSpec:
                 "features.times: expected two timesteps from 0 to 999 (the paper's 1000 is 999), "
                 f"found {self.times}"
             )
-        if self.downscale < 1:
-            raise ValueError(f"features.downscale: expected 1 or more, found {self.downscale}")
-        if self.side < 0 or (self.side and self.downscale > 1):
-            raise ValueError(f"features.side: expected 0 or more, without a downscale, found {self.side}")
+        if self.side < 0:
+            raise ValueError(f"features.side: expected 0 or more, found {self.side}")
 
     @property
     def part(self) -> str:
@@ -55,7 +51,7 @@ class HSpaceSpec:
         """Sides of the picture must be multiples of this. Raises ValueError for a `side` that is not one."""
         if self.side % unet.stride:
             raise ValueError(f"features.side: expected a multiple of {unet.stride}, found {self.side}")
-        return 1 if self.side else self.downscale * unet.stride
+        return 1 if self.side else unet.stride
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -78,9 +74,7 @@ def h_space(
     """
     x = x.astype(jnp.float32)
     if spec.side:
-        x = jax.image.resize(x, (x.shape[0], spec.side, spec.side, x.shape[3]), "linear")
-    else:
-        x = average_pool(x, spec.downscale)
+        x = at_side(x, spec.side)
     each = jnp.arange(x.shape[0])
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(each)
     noisy, steps = [], []
@@ -108,12 +102,9 @@ def feature_channels(unet: UNet, spec: HSpaceSpec) -> int:
     return jax.eval_shape(lambda x, key: h_space(unet, schedule, x, key, spec), x, key)[0].shape[-1]
 
 
-def average_pool(x: jax.Array, factor: int) -> jax.Array:
-    """Area averages: (B,H,W,C) → (B,H/factor,W/factor,C)."""
-    if factor == 1:
-        return x
-    b, h, w, c = x.shape
-    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
+def at_side(x: jax.Array, side: int) -> jax.Array:
+    """(B,H,W,C) → (B,side,side,C), bilinear and anti-aliased, whatever the shape."""
+    return jax.image.resize(x, (x.shape[0], side, side, x.shape[3]), "linear")
 
 
 def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:

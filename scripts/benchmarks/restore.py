@@ -163,7 +163,7 @@ def _deviation(restorer: Restorer, size: tuple[int, int]) -> None:
 def _weights(folder: Path) -> str:
     if _WEIGHTS.value or "haze" in store.shipped():
         return _WEIGHTS.value or "haze"
-    features = HSpaceSpec(downscale=2)
+    features = HSpaceSpec(side=64)
     channels = build_features("h_space", "photos64", features).channels
     spec = NetworkSpec(widths=PRESETS[_PRESET.value], feature_channels=channels)
     network = nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0)))

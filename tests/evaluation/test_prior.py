@@ -13,7 +13,6 @@ from flax import nnx
 from PIL import Image
 
 from difflid_jax.data.images import read_image
-from difflid_jax.data.pipeline import signed
 from difflid_jax.data.sources import open_data
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.evaluation import prior as measures
@@ -36,14 +35,14 @@ def weights(tmp_path_factory, drawn):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Six scenes of 20×24 at one depth; the middle 16×16 begins with a row black on its left, then white."""
+    """Six scenes of 20×24 at one depth; the left half is about black, the right about white."""
     random = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("scenes")
     for part in ("rgb", "depth"):
         (folder / part).mkdir()
     for number in range(6):
-        clean = random.integers(256, size=(20, 24, 3), dtype=np.uint8)
-        clean[2, 4:12], clean[2, 12:20] = 0, 255
+        clean = random.integers(6, size=(20, 24, 3), dtype=np.uint8)
+        clean[:, 12:] += 250
         Image.fromarray(clean).save(folder / "rgb" / f"{number}.png")
         Image.fromarray(np.full((20, 24), 200, np.uint8)).save(folder / "depth" / f"{number}.png")
     return f"{folder}#whole"
@@ -56,25 +55,22 @@ def features():
     return np.stack([h, h])
 
 
-def test_pairs_are_the_middle_with_haze_of_the_beta_that_is_told(scenes):
-    data = open_data("rgbd", scenes)
-    hazy, clean, beta = measures.make_pairs(data, 16, seed=3)
-    assert hazy.shape == clean.shape == (6, 16, 16, 3) and len(set(beta)) == 6
-    assert (clean[:, 0, :8] == 0).all() and (clean[:, 0, 8:] == 255).all()
-    # I = J·t + A(1 − t): white and black differ by t = exp(−β), as all lies at the greatest depth.
-    t = (hazy[:, 0, 15, 0].astype(float) - hazy[:, 0, 0, 0]) / 255
-    np.testing.assert_allclose(t, np.exp(-beta), atol=1.01 / 255)  # two roundings to 8 bits
-    with pytest.raises(ValueError, match="scene 0: 20×24 has no middle of 32×32"):
-        measures.make_pairs(data, 32, seed=3)
+def test_pairs_are_whole_scenes_with_haze_of_the_beta_that_is_told(scenes):
+    hazy, clean, beta = measures.make_pairs(open_data("rgbd", scenes), 8, seed=3)
+    assert hazy.shape == clean.shape == (6, 8, 8, 3) and len(set(beta)) == 6
+    assert clean[:, :, :3].max() < -0.94 and clean[:, :, 5:].min() > 0.94
+    # I = J·t + A(1 − t): contrast shrinks by t = exp(−β), as all lies at the greatest depth.
+    contrast = [x[:, :, 5:].mean((1, 2, 3)) - x[:, :, :3].mean((1, 2, 3)) for x in (hazy, clean)]
+    np.testing.assert_allclose(contrast[0] / contrast[1], np.exp(-beta), atol=1 / 255)
 
 
 def test_h_spaces_are_those_of_the_pictures_each_with_its_own_noise(weights):
     """Nine scenes are more than a batch, three timesteps more than a pass."""
     prior = load_prior(weights)
-    clean = np.random.default_rng(0).integers(256, size=(9, 8, 8, 3), dtype=np.uint8)
-    found = measures.h_spaces(prior, measures.Pairs(clean, clean, np.ones(9)), (0, 500, 999), 1, seed=5)
+    clean = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
+    found = measures.h_spaces(prior, measures.Pairs(clean, clean, np.ones(9)), (0, 500, 999), seed=5)
     assert list(found) == [0, 500, 999] and all(h.shape == (2, 9, 32) for h in found.values())
-    h, _ = h_space(prior.unet, prior.schedule, signed(clean), jax.random.key(0), HSpaceSpec())
+    h, _ = h_space(prior.unet, prior.schedule, clean, jax.random.key(0), HSpaceSpec())
     np.testing.assert_allclose(found[0], np.stack([h.mean((1, 2))] * 2), rtol=1e-4, atol=1e-5)
     # The pictures of a pair are equal here: what is between them is the noise.
     for t in (500, 999):
@@ -115,7 +111,7 @@ def test_beta_is_read_where_it_is_and_not_elsewhere(features):
 def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, SCRIPT, f"--weights={weights}", f"--scenes={scenes}", f"--output={output}"]
-    command += ["--size=16", "--crop=8", "--times=0,500,999", "--samples=5", "--steps=2", "--limit=5"]
+    command += ["--side=8", "--times=0,500,999", "--samples=5", "--steps=2", "--limit=5"]
 
     def run(*more):
         environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
@@ -135,14 +131,14 @@ def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp
     # Untrained, a U-Net predicts no noise at all: E‖ε‖² = 1. Five crops of 8×8 have 960 values.
     assert untrained["loss"].values() == pytest.approx([1] * 10, abs=0.2)
     assert untrained["loss"] != trained["loss"]
-    assert read_image(output / "tsne.png").shape[1] > 3 * 240
+    assert read_image(output / "tsne.png").shape[1] == 3 * 220
     assert {file.name for file in output.iterdir()} == {
         *("prior.json", "prior.md", "curves.png", "samples.png", "tsne.png")
     }
     for flags, says in [
         ([], "--overwrite replaces it"),
         (["--overwrite", "--times=0,1000"], "timesteps from 0 to 999"),
-        (["--overwrite", "--size=18"], "--size 18: this prior needs a multiple of 4"),
+        (["--overwrite", "--side=9"], "side: expected a multiple of 2, found 9"),
     ]:
         refused = run(*flags)
         assert refused.returncode == 2 and says in refused.stderr, refused.stderr
@@ -153,8 +149,8 @@ def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp
 def test_the_shipped_prior_knows_scenes_and_sees_haze(shared):
     """On 20 validation scenes: partners are nearer than strangers at t = 0, haze shows at t = 500."""
     data = open_data("rgbd", shared / "data" / "nyu_v2_labelled_train.tar#1300-1319")
-    pairs = measures.make_pairs(data, 128, seed=0)
-    h = measures.h_spaces(load_prior("photos64"), pairs, (0, 500), 2, seed=0)
+    pairs = measures.make_pairs(data, 64, seed=0)
+    h = measures.h_spaces(load_prior("photos64"), pairs, (0, 500), seed=0)
     within, between = measures.distances(h[0])
     assert within < between
     assert measures.probe_accuracy(h[500]) > 0.6

@@ -63,12 +63,6 @@ def test_layers_are_those_of_the_u_net(unet, x, layer):
     assert feature_channels(unet, spec) == h.shape[-1]
 
 
-def test_downscale_shows_the_prior_area_averages(unet, x):
-    small = x.reshape(2, 4, 2, 6, 2, 3).mean((2, 4))
-    h, _ = h_space(unet, SCHEDULE, x, KEY, HSpaceSpec(downscale=2))
-    np.testing.assert_allclose(h, unet.encode(small, jnp.zeros(2))[0], atol=1e-5)
-
-
 def test_side_shows_the_prior_every_picture_at_one_size(unet, x):
     spec = HSpaceSpec(side=6)
     small = jax.image.resize(x, (2, 6, 6, 3), "linear")
@@ -77,8 +71,6 @@ def test_side_shows_the_prior_every_picture_at_one_size(unet, x):
     assert spec.multiple(SPEC) == 1 and feature_channels(unet, spec) == h.shape[-1]
     with pytest.raises(ValueError, match=r"features\.side: expected a multiple of 2, found 5"):
         HSpaceSpec(side=5).multiple(SPEC)
-    with pytest.raises(ValueError, match=r"features\.side: .* without a downscale"):
-        HSpaceSpec(side=6, downscale=2)
 
 
 def test_no_gradient_flows_back(unet, x):

@@ -12,7 +12,7 @@ from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.restoration.restorer import load_restorer
 from difflid_jax.weights import store
 
-PRIOR = UNetSpec(16, 32, 1, (), (1, 1), num_head_channels=16)
+PRIOR = UNetSpec(64, 32, 1, (), (1,) * 6, num_head_channels=16)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def restorer_folder(tmp_path_factory, prior_folder):
         spec.to_dict(),
         prior=str(prior_folder),
         prior_sha256=store.read(prior_folder, "unet").sha256,
-        features=HSpaceSpec(downscale=16).to_dict(),
+        features=HSpaceSpec().to_dict(),
         noise_seed=0,
     )
     return folder

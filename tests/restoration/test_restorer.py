@@ -31,7 +31,7 @@ def test_what_it_computes_is_the_network_on_its_features(restorer, restorer_fold
 
     @jax.jit
     def restore(x):
-        maps = h_space(unet, schedule, x, jax.random.key(0), HSpaceSpec(downscale=16))
+        maps = h_space(unet, schedule, x, jax.random.key(0), HSpaceSpec())
         return network(x, *maps)[0]
 
     hazy = scene(64, 64)
