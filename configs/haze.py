@@ -27,7 +27,7 @@ the size it was trained at, one cosine a run instead of steps, averaged weights.
 from difflid_jax import config as schema
 
 # Crop: (batch size, steps, learning rate).
-RUNS = {"64": (16, 1_000, 2e-3), "128": (8, 1_000, 1e-3), "256": (4, 1_000, 5e-4)}
+RUNS = {"64": (16, 400, 2e-3), "128": (8, 700, 1e-3), "256": (4, 450, 5e-4)}
 
 
 def get_config(crop: str = "64"):
@@ -54,7 +54,7 @@ def get_config(crop: str = "64"):
     config.optimizer.warmup_steps = 50
     config.optimizer.ema = 0.99
     config.optimizer.clip = 1.0
-    config.training.evaluate_every = 250
+    config.training.evaluate_every = 200
     config.training.checkpoint_every = 100
     config.evaluation.lpips = False
     config.evaluation.limit = 20
