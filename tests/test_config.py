@@ -76,6 +76,32 @@ def test_the_tables_change_what_they_study_and_nothing_else():
         figure.get_config("300")
 
 
+def test_the_arms_of_the_rebuilt_experiment_differ_in_the_features_alone():
+    module = importlib.import_module("configs.sots_rebuilt")
+    full, random, baseline = (module.get_config(arm) for arm in module.ARMS)
+    for config in (full, random, baseline):
+        schema.check(config)
+    assert schema.network_spec(baseline, 128).content == schema.network_spec(baseline, 128).haze
+    assert random.features.random and not full.features.random
+    random.features.random = False
+    baseline.network.variant = full.network.variant
+    assert full == random == baseline
+    with pytest.raises(ValueError, match=r"sots_rebuilt\.py:none: expected one of full, random, baseline"):
+        module.get_config("none")
+
+
+def test_the_shipped_restorers_runs_show_the_same_part_of_a_picture():
+    module = importlib.import_module("configs.haze")
+    for crop in module.RUNS:
+        config = module.get_config(crop)
+        schema.check(config)
+        spec = schema.crop_spec(config)
+        windows = [spec.size / scale for scale in spec.scale]
+        assert round(windows[1]) == max(224, spec.size) and round(windows[0]) == 460
+    with pytest.raises(ValueError, match=r"haze\.py:512: expected one of 64, 128, 256"):
+        module.get_config("512")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
