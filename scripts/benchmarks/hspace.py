@@ -8,8 +8,8 @@ and --reference is a checkout of openai/guided-diffusion, its model runs in the 
 layout. All rows are measured in turns, so that whatever else the machine does meets them alike; the last
 column is the median over the turns of (time of this row / time of the first).
 
-GFLOP are XLA's count before optimisation, a multiply-add as two. The peak is that of one large matrix product
-in the same type, measured here. Memory is what the compiled program holds: arguments, results, temporaries.
+GFLOP are XLA's count before optimisation, a multiply-add as two. The peak is that of large matrix products in
+the same type, measured here. Memory is what the compiled program holds: arguments, results, temporaries.
 """
 
 import sys
@@ -34,17 +34,6 @@ from difflid_jax.program import Refused, run
 from difflid_jax.training.throughput import flops
 from difflid_jax.weights import store
 
-_WEIGHTS = flags.DEFINE_string("weights", "", "Shipped name or folder of a diffusion model; empty: random.")
-_PRESET = flags.DEFINE_enum("preset", "256x256_diffusion_uncond", list(PRESETS), "Architecture if random.")
-_SIZE = flags.DEFINE_integer("size", 128, "Side of the pictures.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch_size", 1, "Pictures in a call.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the computation (auto: bfloat16 on GPU and TPU)."
-)
-_TURNS = flags.DEFINE_integer("turns", 10, "Times that each row is measured.", lower_bound=1)
-_WHOLE = flags.DEFINE_bool("whole", True, "Measure the whole U-Net too.")
-_REFERENCE = flags.DEFINE_string("reference", "", "Checkout of openai/guided-diffusion, to run beside.")
-
 
 @dataclass
 class Row:
@@ -56,42 +45,78 @@ class Row:
     memory: int = 0
     seconds: list[float] = field(default_factory=list)
 
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+
+@dataclass(frozen=True)
+class Measured:
+    """rows: the h-space, the whole U-Net run twice, PyTorch's two, as far as they were asked for.
+
+    peak: FLOP/s of large matrix products in `dtype`, measured in turns with the rows.
+    """
+
+    rows: list[Row]
+    peak: float
+    dtype: str
+    size: int
+    batch: int
+
+    @property
+    def share_of_peak(self) -> float:
+        """Of the h-space, of the measured peak."""
+        return self.rows[0].flops / self.rows[0].median / self.peak
+
+    def ratio(self, row: Row) -> float:
+        """How many times as long as the h-space a row takes: the median over the turns."""
+        return float(np.median(np.divide(row.seconds, self.rows[0].seconds)))
+
+
+def measure(
+    *,
+    weights: str,
+    preset: str,
+    size: int,
+    batch: int,
+    turns: int,
+    dtype: str = "auto",
+    whole: bool = True,
+    reference: str = "",
+) -> Measured:
+    """Measure with `weights`, or random ones of `preset` where they are ''; the rest as the flags."""
     on_cpu = jax.default_backend() == "cpu"
-    name = ("float32" if on_cpu else "bfloat16") if _DTYPE.value == "auto" else _DTYPE.value
-    dtype = jnp.dtype(name)
-    unet, schedule = _model(dtype)
-    if _SIZE.value % unet.spec.stride:
-        raise Refused(f"--size {_SIZE.value}: expected a multiple of {unet.spec.stride}")
+    if dtype == "auto":
+        dtype = "float32" if on_cpu else "bfloat16"
+    unet, schedule = _model(weights, preset, whole, jnp.dtype(dtype))
+    if size % unet.spec.stride:
+        raise Refused(f"--size {size}: expected a multiple of {unet.spec.stride}")
     if unet.spec.in_channels != 3:
         raise Refused(f"expected a model of RGB pictures, found {unet.spec.in_channels} channels")
-    rows = _ours(unet, schedule)
-    if _REFERENCE.value:
-        rows += _theirs(unet.spec, rows, name)
-    peak_row = _matrix_product(dtype, on_cpu)
+    rows = _ours(unet, schedule, batch, size)
+    if reference:
+        rows += _theirs(reference, unet.spec, rows, dtype, batch, size)
+    peak_row = _matrix_products(jnp.dtype(dtype), on_cpu)
     for row in [*rows, peak_row]:
         row.call()
-    for _ in range(_TURNS.value):
+    for _ in range(turns):
         for row in [*rows, peak_row]:
             # PyTorch's threads go on spinning for a while after their work.
-            time.sleep(0.3 if _REFERENCE.value and on_cpu else 0)
+            time.sleep(0.3 if reference and on_cpu else 0)
             start = time.perf_counter()
             row.call()
             row.seconds.append(time.perf_counter() - start)
-    _print(rows, peak_row.flops / min(peak_row.seconds), name)
+    return Measured(rows, peak_row.flops / min(peak_row.seconds), dtype, size, batch)
 
 
-def _model(dtype: Any) -> tuple[UNet, Schedule]:
-    if _WEIGHTS.value:
-        whole = _WHOLE.value and store.read_metadata(_WEIGHTS.value).get("part", "all") == "all"
-        prior = load_prior(_WEIGHTS.value, part="all" if whole else "encoder", dtype=dtype)
+def _model(weights: str, preset: str, whole: bool, dtype: Any) -> tuple[UNet, Schedule]:
+    if weights:
+        whole = whole and store.read_metadata(weights).get("part", "all") == "all"
+        prior = load_prior(weights, part="all" if whole else "encoder", dtype=dtype)
         return prior.unet, prior.schedule
-    spec = PRESETS[_PRESET.value]
+    spec = PRESETS[preset]
     unet = nnx.eval_shape(
-        lambda: UNet(spec, part="all" if _WHOLE.value else "encoder", dtype=dtype, rngs=nnx.Rngs(0))
+        lambda: UNet(spec, part="all" if whole else "encoder", dtype=dtype, rngs=nnx.Rngs(0))
     )
     # A million numbers repeated: drawing half a billion would take longer than the measurement.
     drawn = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.02
@@ -100,9 +125,9 @@ def _model(dtype: Any) -> tuple[UNet, Schedule]:
     return unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps)
 
 
-def _ours(unet: UNet, schedule: Schedule) -> list[Row]:
+def _ours(unet: UNet, schedule: Schedule, batch: int, size: int) -> list[Row]:
     graph, parameters = nnx.split(unet)
-    x = jax.random.uniform(jax.random.key(0), (_BATCH.value, _SIZE.value, _SIZE.value, 3), minval=-1)
+    x = jax.random.uniform(jax.random.key(0), (batch, size, size, 3), minval=-1)
     key = jax.random.key(1)
     t = jnp.full(len(x), 500)
     labels = None if unet.spec.num_classes is None else jnp.zeros(len(x), jnp.int32)
@@ -134,22 +159,30 @@ def _compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Row:
     return Row(name, lambda: jax.block_until_ready(compiled(*arguments)), flops(lowered), memory)
 
 
-def _matrix_product(dtype: Any, on_cpu: bool) -> Row:
-    side = 2048 if on_cpu else 8192
-    a = jax.random.normal(jax.random.key(2), (side, side), dtype)
-    product = jax.jit(jnp.matmul)
-    return Row("matrix product", lambda: jax.block_until_ready(product(a, a)), 2 * side**3)
+def _matrix_products(dtype: Any, on_cpu: bool) -> Row:
+    """Several in a row on a GPU, so that the launch of the first does not count."""
+    side, number = (2048, 1) if on_cpu else (8192, 8)
+    a = (jax.random.normal(jax.random.key(2), (side, side)) / side**0.5).astype(dtype)
+
+    @jax.jit
+    def products(a):
+        b = a
+        for _ in range(number):
+            b = a @ b
+        return b
+
+    return Row("matrix products", lambda: jax.block_until_ready(products(a)), 2 * number * side**3)
 
 
-def _theirs(spec: UNetSpec, ours: list[Row], dtype: str) -> list[Row]:
+def _theirs(checkout: str, spec: UNetSpec, ours: list[Row], dtype: str, batch: int, size: int) -> list[Row]:
     """The reference implementation on the same kind of device; it does the same work."""
-    sys.path.insert(0, str(Path(_REFERENCE.value).expanduser()))
+    sys.path.insert(0, str(Path(checkout).expanduser()))
     try:
         import torch
         from guided_diffusion.nn import timestep_embedding
         from guided_diffusion.unet import UNetModel
     except ImportError as error:
-        raise Refused(f"--reference {_REFERENCE.value}: PyTorch's side cannot run: {error}") from error
+        raise Refused(f"--reference {checkout}: PyTorch's side cannot run: {error}") from error
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     with torch.device("meta"):
         model = UNetModel(
@@ -172,10 +205,9 @@ def _theirs(spec: UNetSpec, ours: list[Row], dtype: str) -> list[Row]:
         for parameter in model.parameters():
             parameter.normal_(0, 0.02)
     model = model.to(memory_format=torch.channels_last)
-    batch = _BATCH.value
 
     def pictures(number):
-        x = torch.rand(number, 3, _SIZE.value, _SIZE.value, device=device) * 2 - 1
+        x = torch.rand(number, 3, size, size, device=device) * 2 - 1
         labels = None if spec.num_classes is None else torch.zeros(number, dtype=torch.long, device=device)
         return x.to(memory_format=torch.channels_last), torch.full((number,), 500, device=device), labels
 
@@ -212,24 +244,51 @@ def _theirs(spec: UNetSpec, ours: list[Row], dtype: str) -> list[Row]:
     return rows
 
 
-def _print(rows: list[Row], peak: float, dtype: str) -> None:
-    device = jax.devices()[0]
-    print(
-        f"{device.device_kind}, jax {jax.__version__}, {dtype}, {_BATCH.value} × {_SIZE.value}×{_SIZE.value}"
-    )
-    print(f"measured matrix peak {peak / 1e9:,.0f} GFLOP/s; medians of {_TURNS.value} turns")
+def table(measured: Measured) -> str:
+    """The rows in columns, under a line on the device and one on the peak."""
+    batch, size, turns = measured.batch, measured.size, len(measured.rows[0].seconds)
     titles = ("images/s", "GFLOP/image", "GFLOP/s", "of peak", "memory", "time/first")
-    print(f"{'':34}" + "".join(f"{title:>12}" for title in titles))
-    for row in rows:
-        seconds = float(np.median(row.seconds))
-        ratio = float(np.median(np.divide(row.seconds, rows[0].seconds)))
-        rate = row.flops / seconds
+    lines = [
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {measured.dtype}, {batch} × {size}×{size}",
+        f"measured matrix peak {measured.peak / 1e9:,.0f} GFLOP/s; medians of {turns} turns",
+        f"{'':34}" + "".join(f"{title:>12}" for title in titles),
+    ]
+    for row in measured.rows:
+        rate = row.flops / row.median
         memory = f"{row.memory / 2**20:,.0f} MiB" if row.memory else "-"
-        print(
-            f"{row.name:34}{_BATCH.value / seconds:12,.2f}{row.flops / _BATCH.value / 1e9:12,.1f}"
-            f"{rate / 1e9:12,.0f}{rate / peak:12.1%}{memory:>12}{ratio:12.2f}"
+        lines.append(
+            f"{row.name:34}{batch / row.median:12,.2f}{row.flops / batch / 1e9:12,.1f}"
+            f"{rate / 1e9:12,.0f}{rate / measured.peak:12.1%}{memory:>12}{measured.ratio(row):12.2f}"
         )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    options = flags.FLAGS
+    measured = measure(
+        weights=options.weights,
+        preset=options.preset,
+        size=options.size,
+        batch=options.batch_size,
+        turns=options.turns,
+        dtype=options.dtype,
+        whole=options.whole,
+        reference=options.reference,
+    )
+    print(table(measured))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("weights", "", "Shipped name or folder of a diffusion model; empty: random.")
+    flags.DEFINE_enum("preset", "256x256_diffusion_uncond", list(PRESETS), "Architecture if random.")
+    flags.DEFINE_integer("size", 128, "Side of the pictures.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 1, "Pictures in a call.", lower_bound=1)
+    flags.DEFINE_enum(
+        "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the computation; auto: bfloat16 on GPU and TPU."
+    )
+    flags.DEFINE_integer("turns", 10, "Times that each row is measured.", lower_bound=1)
+    flags.DEFINE_bool("whole", True, "Measure the whole U-Net too.")
+    flags.DEFINE_string("reference", "", "Checkout of openai/guided-diffusion, to run beside.")
     run(main)

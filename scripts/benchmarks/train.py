@@ -69,8 +69,8 @@ class Part:
 class Measured:
     """parts: input, h-space, network, optimiser, whole step, each measured in turns.
 
-    in_loop: seconds a step of the training loop takes. memory: bytes at the peak, of the device where it says
-    so, else of the compiled step. peak: what the devices could do, in FLOP/s (0: unknown).
+    in_loop: seconds a step of the training loop takes. memory: bytes that the compiled step takes on a
+    device. peak: what the devices could do, in FLOP/s (0: unknown).
     """
 
     config: ConfigDict
@@ -246,11 +246,10 @@ def _loop(config, steps, compiled, state, frozen, batches, mesh, folder: Path) -
 
 
 def _memory(compiled) -> int:
-    if memory := throughput.peak_memory():
-        return memory
+    """Arguments, results and temporaries; what is written into donated arguments counts once."""
     sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     analysis = compiled.memory_analysis()
-    return sum(getattr(analysis, size, 0) for size in sizes)
+    return sum(getattr(analysis, size, 0) for size in sizes) - getattr(analysis, "alias_size_in_bytes", 0)
 
 
 def authors_step(checkout: str, batch: int, size: int, preset: str, steps: int) -> float:
@@ -303,15 +302,18 @@ def table(measured: Measured) -> str:
     lines.append(f"| in the loop | {1e3 * measured.in_loop:,.2f} | |")
     share = measured.whole.flops / measured.in_loop / measured.peak if measured.peak else 0
     hours = measured.in_loop * PAPER_STEPS / 3600
+    process = throughput.peak_memory()
     lines += [
         "",
         f"- {batch / measured.in_loop:,.1f} images/s in the loop, batches of {batch}, crops of "
         f"{measured.config.data.crop}; overhead beyond the compiled step "
         f"{100 * (measured.in_loop / measured.whole.median - 1):.1f} %",
         f"- {hours:,.1f} hours for {PAPER_STEPS:,} steps, the paper's schedule on SOTS",
-        f"- memory at the peak {measured.memory / 2**30:.2f} GiB"
-        + (f"; {100 * share:.0f} % of the devices' bfloat16 peak" if share else ""),
+        f"- memory of a device at the peak: {measured.memory / 2**30:.2f} GiB for the compiled step"
+        + (f", {process / 2**30:.2f} GiB for all of this process so far" if process else ""),
     ]
+    if share:
+        lines.append(f"- {100 * share:.0f} % of the devices' bfloat16 peak, as their makers give it")
     return "\n".join(lines)
 
 

@@ -30,5 +30,8 @@ def test_the_report_on_a_device_checks_and_measures(tiny, tmp_path):
     report = tmp_path / "results" / "report.md"
     said = script(tiny, "scripts/gpu_report.py", "--tiny", "--steps=2", f"--output={report}")
     assert report.read_text() in said
-    assert said.count("| yes |") == 5 and "**no**" not in said
+    checks, aims = said.split("| aim | reached | figure |")
+    assert checks.count("| yes |") == 5 and "**no**" not in said
     assert said.count("| whole step |") == 2
+    assert re.search(r"\| h-space at 45 % of the measured matrix peak, or more \| (yes|no) \| [\d.]+ %", aims)
+    assert len(aims.strip().splitlines()) == 1 + 6 and "memory of a device at the peak" in said
