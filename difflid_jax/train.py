@@ -141,7 +141,7 @@ def train(config: ConfigDict, folder: Path) -> int:
             trained = nnx.merge(graph, params)
             _write_weights(folder, config, features, trained, step=at, scores={})
             if test is not None:
-                result = scorer.on(test)(params, lambda: interruption.signal != 0)
+                result = scorer.on(test)(params, interruption.ends_evaluation)
                 if result is None:
                     log.close()
                     return _stopped(interruption.signal, folder)

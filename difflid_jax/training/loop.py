@@ -78,6 +78,13 @@ class Interruption:
     def __exit__(self, *error) -> None:
         self._restore()
 
+    def ends_evaluation(self) -> bool:
+        """Whether an evaluation is to end early.
+
+        Among many processes all go on to its end, so that none waits for another in vain.
+        """
+        return self.signal != 0 and jax.process_count() == 1
+
     def _note(self, number: int, frame) -> None:
         self.signal = int(number)
         self._restore()
@@ -120,17 +127,13 @@ def run(
     profile = _Profile(spec.profile, profile_folder)
     stop = 0
 
-    def interrupted() -> bool:
-        # Among many processes all go on to the end, so that none waits for another in vain.
-        return interruption.signal != 0 and jax.process_count() == 1
-
     while True:
         ending = done == spec.steps or stop == _TIME_IS_UP
         scores = None
         due = ending or (spec.evaluate_every and done and done % spec.evaluate_every == 0)
         if evaluate is not None and due and evaluated != done and stop in (0, _TIME_IS_UP):
             progress.catch_up()
-            result = evaluate(state.restoring_params, interrupted)
+            result = evaluate(state.restoring_params, interruption.ends_evaluation)
             if result is None:
                 stop = interruption.signal or signal.SIGTERM
             else:

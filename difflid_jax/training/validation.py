@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -47,8 +46,7 @@ class Scorer:
         rows: list[list[np.ndarray]] = []
 
         def restore(hazy: np.ndarray) -> np.ndarray:
-            # Among many processes all go on to the end, so that none waits for another in vain.
-            if interrupted() and jax.process_count() == 1:
+            if interrupted():
                 raise _Interrupted
             return restore_with(hazy)
 
