@@ -74,6 +74,18 @@ def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> li
     return jobs
 
 
+def left_out(arguments: Sequence[str]) -> list[str]:
+    """A line for every folder in `arguments` that holds files which are no photographs by their names."""
+    lines = []
+    for folder in filter(Path.is_dir, map(Path, arguments)):
+        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in files if not _is_photograph(path))
+        if kinds:
+            counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            lines.append(f"{folder}: left out, not JPEG, PNG, WebP or TIFF: {counted}")
+    return lines
+
+
 def restore_photographs(
     jobs: Sequence[Job],
     restorer: Restorer,
@@ -156,6 +168,8 @@ def main(argv: Sequence[str]) -> int:
     tile, strength = checked_tile(options.tile), checked_strength(options.strength)
     output = Path(options.output)
     jobs = plan(argv[1:], output, compare=options.compare)
+    for line in left_out(argv[1:]):
+        print(f"restore: {line}", file=sys.stderr)
     use_compilation_cache()
     restorer = load_restorer(options.weights, prior=options.prior or None, tile=tile)
     start = time.perf_counter()

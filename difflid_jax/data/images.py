@@ -193,6 +193,8 @@ def open_picture(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Imag
     if not start:
         raise ValueError(f"{name}: the file is empty (0 bytes); copy or download it again")
     form = _format(start)
+    if form is None and (other := _other_format(start)):
+        raise ValueError(f"{name}: {other} is not supported; convert it to PNG, JPEG or plain TIFF")
     if form is None:
         raise ValueError(
             f"{name}: no picture (expected PNG, JPEG, WebP, TIFF or BMP; the file begins with {start[:8]!r})"
@@ -265,6 +267,13 @@ def _ends_properly(path: str | os.PathLike, form: str) -> bool:
     with open(path, "rb") as file:
         file.seek(-len(end), os.SEEK_END)
         return file.read() == end
+
+
+def _other_format(start: bytes) -> str | None:
+    """What people's photographs come in, and is not read here."""
+    if start[4:8] == b"ftyp":
+        return "HEIC or AVIF (ISO media)"
+    return "BigTIFF" if start[:4] in (b"II+\0", b"MM\0+") else None
 
 
 def _format(start: bytes) -> str | None:

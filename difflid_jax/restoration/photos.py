@@ -148,6 +148,9 @@ def _refuse_other_kinds(picture: Image.Image, header: Header, form: str, name: s
         raise ValueError(
             f"{name}: a picture of {picture.n_frames} frames or pages (expected one); save the one to restore"
         )
+    channels = picture.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) if form == "TIFF" else 1
+    if channels > 4:
+        raise ValueError(f"{name}: a TIFF of {channels} channels (expected up to 4); save its RGB alone")
     deep = header.kind == "16-bit"
     if (deep and picture.mode in ("F", "I")) or (not deep and picture.mode not in _PLAIN_MODES):
         kind = {"F": "floating-point", "I": "32-bit or signed"}.get(picture.mode, picture.mode)

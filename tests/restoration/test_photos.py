@@ -300,3 +300,13 @@ def test_writing_never_leaves_half_a_file_nor_replaces_unasked(tmp_path, monkeyp
     with pytest.raises(OSError, match="No space"):
         write_photo(tmp_path / "out.png", photo)
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
+def test_what_phones_and_scanners_write_besides_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(8))
+    Image.fromarray(scene(3)).save(tmp_path / "b.tif", big_tiff=True)
+    five = np.zeros((20, 30, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "c.tif", five, photometric="rgb", planarconfig="contig")
+    for name, said in (("a.jpg", "HEIC"), ("b.tif", "BigTIFF"), ("c.tif", "5 channels")):
+        with pytest.raises(ValueError, match=f"{name}: .*{said}"):
+            read_photo(tmp_path / name)

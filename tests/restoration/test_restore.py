@@ -9,7 +9,7 @@ from PIL import Image
 
 from difflid_jax.program import Refused
 from difflid_jax.restoration.photos import read_photo
-from difflid_jax.restore import plan, restore_photographs
+from difflid_jax.restore import left_out, plan, restore_photographs
 
 RNG = np.random.default_rng(0)
 
@@ -84,6 +84,15 @@ def test_bad_files_are_named_and_the_rest_goes_on(restorer, tmp_path):
     (line,) = restored(restorer, [good], tmp_path / "small", max_pixels=100)
     assert "more than the limit" in line
     assert not (tmp_path / "small").exists()
+
+
+def test_what_a_folder_holds_besides_photographs_is_counted(tmp_path):
+    photograph(tmp_path / "in" / "good.jpg")
+    for name in ("a.HEIC", "b.heic", "c.bmp", ".hidden", "notes"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    (tmp_path / "in" / "deeper").mkdir()
+    (line,) = left_out([str(tmp_path / "in"), str(tmp_path / "in" / "good.jpg")])
+    assert line.startswith(str(tmp_path / "in")) and line.endswith("1 .bmp, 2 .heic, 1 no suffix")
 
 
 def test_outputs_are_replaced_only_when_told(restorer, tmp_path):
