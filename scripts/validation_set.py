@@ -1,0 +1,63 @@
+"""A small validation set out of larger ones: their pairs at a fraction of the size, in one folder.
+
+    python scripts/validation_set.py --output=V --set=sots_indoor=SOTS:2 --set=its=ITS --set=its=GREY:2
+
+Each --set is DATASET=FOLDER, or DATASET=FOLDER:N for every Nth pair (sorted by name; what `data.synthesize`
+writes is such a folder). Written are V/hazy and V/clean, PNG pairs of one name, for
+--config.data.validation=V --config.data.validation_source=folders --config.data.validation_dataset=folders.
+
+Why smaller: what a restorer gets wrong is how much haze there is, not its detail. On 40 pairs the shipped one
+scored the same at 620×460 and at a quarter of that, within 0.02 dB, in a sixteenth of the time.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from difflid_jax.data.images import write_png
+from difflid_jax.data.layouts import LAYOUTS
+from difflid_jax.data.pairs import Pair, find_pairs, load_pair
+from difflid_jax.data.report import check_or_raise
+from difflid_jax.program import Refused, run
+
+
+def chosen_pairs(text: str) -> list[Pair]:
+    """'DATASET=FOLDER[:N]' → its pairs. Raises Refused for another form, ValueError for a broken set."""
+    dataset, equals, folder = text.partition("=")
+    if not equals or dataset not in LAYOUTS:
+        raise Refused(f"--set: expected DATASET=FOLDER with one of {', '.join(LAYOUTS)}, found {text!r}")
+    every = 1
+    if (parts := folder.rpartition(":"))[2].isdecimal() and not Path(folder).exists():
+        folder, every = parts[0], int(parts[2])
+    if every < 1:
+        raise Refused(f"--set: expected every first pair or fewer, found {text!r}")
+    pairs, report = find_pairs(folder, dataset)
+    check_or_raise(report, allow_missing=True)
+    return sorted(pairs, key=lambda pair: pair.name)[::every]
+
+
+def main(argv: Sequence[str]) -> None:
+    options = flags.FLAGS
+    if len(argv) > 1 or not options.output or not options.set:
+        raise Refused("give --output=FOLDER and --set=DATASET=FOLDER, see --help")
+    output = Path(options.output)
+    if output.exists():
+        raise Refused(f"{output}: is there already; name another folder")
+    pairs = [(number, pair) for number, text in enumerate(options.set) for pair in chosen_pairs(text)]
+    for number, pair in tqdm(pairs, unit="pair"):
+        for folder, pixels in zip(("hazy", "clean"), load_pair(pair), strict=True):
+            height, width = (max(1, side // options.shrink) for side in pixels.shape[:2])
+            small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+            (output / folder).mkdir(parents=True, exist_ok=True)
+            write_png(output / folder / f"{number}-{Path(pair.name).stem}.png", small)
+    print(f"{output}: {len(pairs)} pairs")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", None, "Folder for the pairs.")
+    flags.DEFINE_multi_string("set", [], "DATASET=FOLDER, or DATASET=FOLDER:N for every Nth pair.")
+    flags.DEFINE_integer("shrink", 4, "By how much the sides become shorter.", lower_bound=1)
+    run(main)

@@ -1,0 +1,43 @@
+"""The script that makes a small validation set."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from difflid_jax.data.pairs import find_pairs, load_pair
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "validation_set.py"
+
+
+def small_set(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+
+
+def picture(path, value, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def test_pairs_of_several_sets_become_one(tmp_path):
+    for scene in (1300, 1301, 1302):
+        picture(tmp_path / "sots" / "hazy" / f"{scene}_1.png", scene - 1200, (80, 64))
+        picture(tmp_path / "sots" / "gt" / f"{scene}.png", scene - 1280, (100, 84))
+    picture(tmp_path / "mine" / "hazy" / "a.png", 9, (48, 48))
+    picture(tmp_path / "mine" / "clean" / "a.png", 3, (48, 48))
+    sets = (f"--set=sots_indoor={tmp_path / 'sots'}:2", f"--set=folders={tmp_path / 'mine'}")
+    done = small_set(f"--output={tmp_path / 'V'}", *sets)
+    assert done.returncode == 0 and "3 pairs" in done.stdout, done.stderr
+    pairs, _ = find_pairs(tmp_path / "V", "folders", progress=False)
+    found = {pair.name: [(x.shape[:2], int(np.median(x))) for x in load_pair(pair)] for pair in pairs}
+    assert [value for _, value in sorted(found.items())] == [
+        [((16, 20), 100), ((16, 20), 20)],
+        [((16, 20), 102), ((16, 20), 22)],
+        [((12, 12), 9), ((12, 12), 3)],
+    ]
+    refused = small_set(f"--output={tmp_path / 'V'}", *sets)
+    assert refused.returncode == 2 and "is there already" in refused.stderr
+    refused = small_set(f"--output={tmp_path / 'W'}", "--set=nothing")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
