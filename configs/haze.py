@@ -3,7 +3,8 @@
 Two runs, `start` and, from its weights, `long`:
 
     for run in start long; do  # before=, empty, at the start
-    python -m difflid_jax.train --config=configs/haze.py:$run --workdir=runs/haze-$run --config.init=$before \\
+    python -m difflid_jax.train --config=configs/haze.py:$run --workdir=runs/haze-$run \\
+        --config.init=$before \\
         --config.data.train='nyu_v2_labelled_train.tar#1-1299,nyu_v2_labelled_train.tar#1-1299,BSDS500' \\
         --config.data.validation=V --config.data.validation_source=folders \\
         --config.data.validation_dataset=folders
