@@ -10,6 +10,8 @@ The latest `keep` checkpoints stay, and the one with the best validation score.
 """
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -45,11 +47,14 @@ class Checkpoints:
     """The checkpoints in one folder. `metric` names the score that is best when `highest` (or lowest).
 
     All processes of a run make the same calls in the same order; the folder is one that all of them see.
+    Raises BlockingIOError where another run has it.
     """
 
     def __init__(self, folder: Path, *, keep: int, metric: str = "psnr", highest: bool = True):
         self.folder = Path(folder).absolute()
+        self._lock = None
         if jax.process_index() == 0:
+            self._lock = _claim(self.folder)
             # Orbax would remove these in the background, while the next one is being written.
             for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(unfinished)
@@ -125,6 +130,9 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def latest(self) -> Path | None:
         """The folder of the latest checkpoint; None where there is none."""
@@ -186,6 +194,24 @@ class Checkpoints:
             json.dump(marks, file)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _claim(folder: Path) -> int:
+    """The descriptor of a file beside `folder` whose lock no other process can take while this one lives.
+
+    A POSIX lock: it ends with the process, however that ends, and its children do not inherit it. Where the
+    file system has none, nothing is guarded.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(f"{folder}.lock", os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(file)
+            said = "another process is training in this folder; wait for it, or name another workdir"
+            raise BlockingIOError(error.errno, said, str(folder.parent)) from error
+    return file
 
 
 def _put_back(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import resource
 import shutil
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -195,3 +197,16 @@ def test_a_full_disk_is_an_error_that_names_what_is_complete(two, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert opened(folder).step == 20
+
+
+def test_a_folder_that_another_process_trains_in_is_refused_until_that_ends(two, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(two, folder)
+    take = f"import fcntl, time; f = open({f'{folder}.lock'!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    command = [sys.executable, "-c", f"{take}; print('taken', flush=True); time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"taken\n"
+        with pytest.raises(BlockingIOError, match="another process is training"):
+            Checkpoints(folder, keep=3)
+        other.kill()
+    fill(folder, [30])
