@@ -92,14 +92,13 @@ def test_the_arms_of_the_rebuilt_experiment_differ_in_the_features_alone():
 
 def test_the_shipped_restorers_runs_show_the_same_part_of_a_picture():
     module = importlib.import_module("configs.haze")
-    for crop in module.RUNS:
-        config = module.get_config(crop)
+    for run in module.RUNS:
+        config = module.get_config(run)
         schema.check(config)
         spec = schema.crop_spec(config)
-        windows = [spec.size / scale for scale in spec.scale]
-        assert round(windows[1]) == max(224, spec.size) and round(windows[0]) == 460
-    with pytest.raises(ValueError, match=r"haze\.py:512: expected one of 64, 128, 256"):
-        module.get_config("512")
+        assert [round(spec.size / scale) for scale in spec.scale] == [460, 224]
+    with pytest.raises(ValueError, match=r"haze\.py:64: expected one of start, long"):
+        module.get_config("64")
 
 
 @pytest.mark.parametrize(

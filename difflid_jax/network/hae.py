@@ -80,10 +80,11 @@ def _enlarge(maps: jax.Array, rows: jax.Array, columns: jax.Array, dtype) -> jax
 @jax.custom_vjp
 def _widen(tall: jax.Array, columns: jax.Array) -> jax.Array:
     """(B,H,W',C) and constant weights (W,W') → (B,H,W,C)."""
-    if tall.shape[2] > _FEW_COLUMNS:
-        return jnp.einsum("wj,bhjc->bhwc", columns, tall)
-    # As a sum, the compiler works it out where it is used, and never writes it to memory.
-    return sum(columns[:, j, None] * tall[:, :, None, j] for j in range(tall.shape[2]))
+    # Sizes may be open, in an exported program.
+    if isinstance(tall.shape[2], int) and tall.shape[2] <= _FEW_COLUMNS:
+        # As a sum, the compiler works it out where it is used, and never writes it to memory.
+        return sum(columns[:, j, None] * tall[:, :, None, j] for j in range(tall.shape[2]))
+    return jnp.einsum("wj,bhjc->bhwc", columns, tall)
 
 
 _widen.defvjp(
