@@ -11,10 +11,11 @@ that cannot be restored is named and the rest goes on; the exit status is then 1
 begun.
 """
 
+import itertools
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> li
             continue
         if output.resolve().is_relative_to(argument.resolve()):
             raise Refused(f"--output {output}: lies in {argument}, whose photographs are to be restored")
-        found = sorted(path for path in argument.iterdir() if _is_photograph(path))
+        found = sorted(filter(_is_photograph, _files(argument)))
         if not found:
             raise Refused(f"{argument}: no photograph in it ({', '.join(sorted(EXTENSIONS))})")
         sources |= dict.fromkeys(found)
@@ -78,8 +79,8 @@ def left_out(arguments: Sequence[str]) -> list[str]:
     """A line for every folder in `arguments` that holds files which are no photographs by their names."""
     lines = []
     for folder in filter(Path.is_dir, map(Path, arguments)):
-        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-        kinds = Counter(path.suffix.lower() or "no suffix" for path in files if not _is_photograph(path))
+        others = itertools.filterfalse(_is_photograph, _files(folder))
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
         if kinds:
             counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
             lines.append(f"{folder}: left out, not JPEG, PNG, WebP or TIFF: {counted}")
@@ -133,8 +134,13 @@ def _restore(job: Job, restorer: Restorer, strength: float, overwrite: bool, max
         write_png(job.sheet, contact_sheet([columns], ["before", "after"], max_width=_COMPARED_WIDTH))
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder that are not hidden."""
+    return (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+
+
 def _is_photograph(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in EXTENSIONS
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:

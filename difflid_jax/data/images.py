@@ -193,9 +193,9 @@ def open_picture(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Imag
     if not start:
         raise ValueError(f"{name}: the file is empty (0 bytes); copy or download it again")
     form = _format(start)
-    if form is None and (other := _other_format(start)):
-        raise ValueError(f"{name}: {other} is not supported; convert it to PNG, JPEG or plain TIFF")
     if form is None:
+        if other := _other_format(start):
+            raise ValueError(f"{name}: {other} is not supported; convert it to PNG, JPEG or plain TIFF")
         raise ValueError(
             f"{name}: no picture (expected PNG, JPEG, WebP, TIFF or BMP; the file begins with {start[:8]!r})"
         )

@@ -182,14 +182,11 @@ class DiffLI2D(nnx.Module):
 def _join(conv: nnx.Conv, a: jax.Array, b: jax.Array) -> jax.Array:
     """The 1×1 convolution of a and b (B,H,W,C) concatenated: a sum of two, a tenth of the time on a CPU."""
     kernel, bias = (x[...].astype(a.dtype) for x in (conv.kernel, conv.bias))
-    halves = jnp.split(kernel, 2, axis=2)
-
-    def convolve(x: jax.Array, half: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            x, half, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    return convolve(a, halves[0]) + convolve(b, halves[1]) + bias
+    products = (
+        jax.lax.conv_general_dilated(x, half, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        for x, half in zip((a, b), jnp.split(kernel, 2, axis=2), strict=True)
+    )
+    return sum(products) + bias
 
 
 def _pixel_unshuffle(x: jax.Array) -> jax.Array:

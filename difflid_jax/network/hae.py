@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+# Maps of up to so many columns are enlarged by a sum of their columns, wider ones by a matrix product.
 _FEW_COLUMNS = 8
 
 

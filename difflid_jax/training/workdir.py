@@ -1,6 +1,6 @@
 """The folder of a run, and the checks that nothing will go wrong with it later.
 
-    config.json   metrics.jsonl   checkpoints/   tensorboard/   sheets/   weights/   cache/
+    config.json   metrics.jsonl   checkpoints/   checkpoints.lock   tensorboard/   sheets/   weights/   cache/
 
 All checks come before the first byte is written, but for pictures that turn out to be damaged when they are
 decoded into the cache: then what was made is removed again.
