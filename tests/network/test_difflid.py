@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from difflid_jax.network import attention, cim, hae
-from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec, _join
 
 SMALL = NetworkSpec(widths=(8, 16, 32), feature_channels=12, heads=2)
 
@@ -78,6 +78,39 @@ def test_hae_is_equations_7_and_8():
     restored, found = module(f, h)
     np.testing.assert_allclose(found, gate, rtol=1e-5)
     np.testing.assert_allclose(restored, gate * modulated + f, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("maps", [(2, 3), (4, 9)])  # few columns are summed up, many multiplied
+def test_hae_and_its_gradients_are_those_of_maps_brought_to_full_size(maps):
+    module = randomised(hae.HazeAwareEnhancement(8, 12, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    graph, weights = nnx.split(module)
+    f = jax.random.normal(jax.random.key(0), (2, 11, 14, 8))
+    h = jax.random.normal(jax.random.key(1), (2, *maps, 12))
+
+    def by_formula(weights, f, h):
+        module = nnx.merge(graph, weights)
+        scale, shift = (jax.image.resize(x, f.shape, "linear") for x in (module.scale(h), module.shift(h)))
+        modulated = scale * f + shift
+        return jax.nn.sigmoid(module.gate(modulated.mean((1, 2), keepdims=True))) * modulated + f
+
+    def found(weights, f, h):
+        return nnx.merge(graph, weights)(f, h)[0]
+
+    np.testing.assert_allclose(found(weights, f, h), by_formula(weights, f, h), rtol=1e-5, atol=1e-5)
+    gradients, expected = (
+        jax.grad(lambda *x, of=of: jnp.sum(jnp.square(of(*x))), (0, 1, 2))(weights, f, h)
+        for of in (found, by_formula)
+    )
+    for gradient, number in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(gradient, number, rtol=1e-4, atol=1e-3)
+
+
+def test_joining_is_the_convolution_of_the_concatenation():
+    conv = randomised(nnx.Conv(8, 4, (1, 1), rngs=nnx.Rngs(0)))
+    a, b = (jax.random.normal(jax.random.key(i), (2, 5, 6, 4)) for i in (0, 1))
+    np.testing.assert_allclose(
+        _join(conv, a, b), conv(jnp.concatenate([a, b], axis=-1)), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("keys", [(2, 3), (8, 9)])  # few keys fold into the projections, many do not
