@@ -9,6 +9,7 @@ before is taken.
 The latest `keep` checkpoints stay, and the one with the best validation score.
 """
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -131,6 +132,7 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
         if self._lock is not None:
+            _lock_of(self.folder).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
@@ -202,16 +204,26 @@ def _claim(folder: Path) -> int:
     A POSIX lock: it ends with the process, however that ends, and its children do not inherit it. Where the
     file system has none, nothing is guarded.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(f"{folder}.lock", os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            os.close(file)
-            said = "another process is training in this folder; wait for it, or name another workdir"
-            raise BlockingIOError(error.errno, said, str(folder.parent)) from error
-    return file
+    path = _lock_of(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(file)
+                said = "another process is training in this folder; wait for it, or name another workdir"
+                raise BlockingIOError(error.errno, said, str(folder.parent)) from error
+        # Unless the one who had it removed it in between.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        os.close(file)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _put_back(folder: Path) -> None:

@@ -210,3 +210,4 @@ def test_a_folder_that_another_process_trains_in_is_refused_until_that_ends(two,
             Checkpoints(folder, keep=3)
         other.kill()
     fill(folder, [30])
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoints"]
