@@ -65,7 +65,7 @@ def _mean_modulated(f: jax.Array, scale, shift, rows, columns) -> jax.Array:
 
     The mean of (R γ Cᵀ) ⊙ F over the pixels is that of γ ⊙ (Rᵀ F C): matrix products, on small maps.
     """
-    below = jnp.einsum("bhwc,hi->biwc", f, rows.astype(f.dtype), preferred_element_type=jnp.float32)
+    below = jnp.einsum("bhwc,hi->biwc", f, rows.astype(f.dtype))
     below = jnp.einsum("biwc,wj->bijc", below, columns)
     area = jnp.einsum("hi,wj->ij", rows, columns)[None, :, :, None]
     total = (scale * below + shift * area).sum((1, 2), keepdims=True, dtype=jnp.float32)

@@ -118,8 +118,7 @@ def _flops(restorer: Restorer, size: tuple[int, int]) -> float:
         return flops(jax.jit(restorer.look).lower(restorer.weights, restorer.frozen, x))
 
     # XLA counts the body of a loop once: no chunks.
-    unlimited = {"cpu": 1 << 62}
-    with mock.patch.multiple(attention, _MAX_SCORES=unlimited, _MAX_SCORES_OF_FEW_KEYS=unlimited):
+    with mock.patch.dict(attention._MAX_SCORES, cpu=1 << 62):
         if height * width <= tiles.WORKING_PIXELS:
             return whole(shape(height, width))
         view = shape(*tiles.working_size(height, width, restorer.multiple))
