@@ -4,7 +4,7 @@
 
 Products of matrices may be taken in any order. With M keys and C channels, Softmax(F (W_Q Kᵀ/√d)) (V W_O)
 costs 2·heads·M multiplications per pixel and channel, projecting first 2·(C + M): for the 16 keys of a
-training crop of the paper's the former is half as dear.
+training crop the former is cheaper.
 
 Else the queries lie along the last axis: a maximum over the keys compares long rows, and the softmax's sum
 over the keys is one more row of the product with V, Σₘ eˢ [Vₘ, 1].
@@ -45,7 +45,7 @@ def attend(
         attend_some, k, v = _project_first(k, v, w_q, b_q, w_o, b_o)
         rows = jax.lax.map(lambda row: attend_some(row, k, v), jnp.moveaxis(f, 1, 0))
         return jnp.moveaxis(rows, 0, 1)
-    ordered = _project_last if heads * keys <= c + keys else _project_first
+    ordered = _project_last if heads * keys <= 2 * (c + keys) else _project_first
     attended = _in_chunks(*ordered(k, v, w_q, b_q, w_o, b_o), f.reshape(b, h * w, c), heads * keys)
     return attended.reshape(b, h, w, -1)
 

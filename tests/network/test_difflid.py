@@ -132,7 +132,7 @@ def test_joining_is_the_convolution_of_the_concatenation():
     )
 
 
-@pytest.mark.parametrize("keys", [(1, 4), (2, 3), (8, 9)])  # the fewest fold into the projections
+@pytest.mark.parametrize("keys", [(2, 3), (8, 9)])  # few keys fold into the projections, many do not
 def test_attention_is_the_same_in_any_order_and_chunk(keys, monkeypatch):
     f = jax.random.normal(jax.random.key(0), (2, 5, 7, 8))
     k, v = (jax.random.normal(jax.random.key(i), (2, *keys, 12)) for i in (1, 2))
