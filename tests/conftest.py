@@ -1,5 +1,6 @@
 """Fixtures for all tests: the reference values and real pictures that lie beside the repository, if any."""
 
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from flax import nnx
 
 from difflid_jax.weights import store
+
+# Most of a test is compiling: its programs are small, and run once or twice. Processes of tests compile so, too.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
