@@ -11,7 +11,7 @@ from flax import nnx
 
 from difflid_jax.weights import store
 
-# Most of a test is compiling: its programs are small, and run once or twice. Processes of tests compile so, too.
+# Most of a test is compiling: its programs are small, and run once or twice. Its processes compile so, too.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
