@@ -27,8 +27,10 @@ from difflid_jax.training.loop import LoopSpec
 from difflid_jax.training.optimizer import OptimizerSpec
 
 # Two values of such a field give the same trained weights: they may change when a run is resumed.
-# (The pictures themselves are compared apart: a run keeps a fingerprint of its data set.)
+# (Pictures and prior themselves are compared apart: a run keeps a fingerprint of its data set, and the
+# checksum of its prior.)
 FREE_FIELDS = (
+    "prior",
     "data.train",
     "data.validation",
     "data.test",
@@ -43,6 +45,7 @@ FREE_FIELDS = (
     "training.evaluate_every",
     "training.checkpoint_every",
     "training.keep",
+    "training.max_bad_steps",
     "training.profile_steps",
     "training.tensorboard",
     "training.fsdp",
@@ -503,9 +506,8 @@ def _bound(values: dict) -> dict:
     """The fields that decide what is trained."""
     bound = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
     for field in FREE_FIELDS:
-        section, name = field.split(".")
-        if section in bound:
-            bound[section].pop(name, None)
+        section, _, name = field.rpartition(".")
+        (bound.get(section, {}) if section else bound).pop(name, None)
     return bound
 
 

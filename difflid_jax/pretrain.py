@@ -84,7 +84,8 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
     devices.check_batch_size(mesh, config.data.batch_size)
     spec = schema.unet_spec(config)
     schedule = Schedule.named(spec.noise_schedule, spec.diffusion_steps)
-    graph, params = _start(spec, config)
+    resuming = workdir.has_checkpoints(folder)
+    graph, params = _start(spec, config, resuming)
     pictures = _open(config, "train")
     validation = _open(config, "validation") if config.data.validation else None
     if config.data.crop % spec.stride:
@@ -97,7 +98,7 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
     state = initial_state(params, optimizer, config.seed)
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * (config.training.keep + 2)
     workdir.check(folder, needed)
-    if workdir.has_checkpoints(folder):
+    if resuming:
         schema.check_same_run(config, folder / workdir.CONFIG)
 
     checkpoints = Checkpoints(
@@ -168,15 +169,15 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
     return 0
 
 
-def _start(spec: UNetSpec, config: ConfigDict) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and first parameters: random, or those of `config.init`."""
+def _start(spec: UNetSpec, config: ConfigDict, resuming: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and first parameters: random, or those of `config.init`; a run that goes on has its own."""
 
     def make() -> UNet:
         return UNet(spec, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed))
 
     abstract = nnx.eval_shape(make)
     graph = nnx.graphdef(abstract)
-    if not config.init:
+    if not config.init or resuming:
         return graph, jax.jit(lambda: nnx.state(make()))()
     weights = store.read(config.init, "unet")
     if (given := UNetSpec.from_dict(weights.architecture)) != spec:

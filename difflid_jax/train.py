@@ -76,12 +76,13 @@ def train(config: ConfigDict, folder: Path) -> int:
     Batches(pictures, schema.crop_spec(config), config.data.batch_size)  # refuses pictures under the crop
     validation, test = (experiment.open_evaluation(config, role) for role in ("validation", "test"))
     optimizer = schema.optimizer_spec(config, len(pictures))
-    graph, params = _first_network(spec, config)
+    resuming = workdir.has_checkpoints(folder)
+    graph, params = _first_network(spec, config, resuming)
     state = initial_state(params, optimizer, config.seed)
     # Room for the latest checkpoints, the best one, and one that is being written.
     needed = _bytes(state) * (config.training.keep + 2)
     workdir.check(folder, needed)
-    if workdir.has_checkpoints(folder):
+    if resuming:
         schema.check_same_run(config, folder / workdir.CONFIG)
 
     cache = Path(config.data.cache or folder / "cache")
@@ -158,15 +159,17 @@ def train(config: ConfigDict, folder: Path) -> int:
     return 0
 
 
-def _first_network(spec: NetworkSpec, config: ConfigDict) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and first parameters: random, or those of `config.init`."""
+def _first_network(
+    spec: NetworkSpec, config: ConfigDict, resuming: bool = False
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and first parameters: random, or those of `config.init`; a run that goes on has its own."""
 
     def make():
         return DiffLI2D(spec, dtype=jnp.dtype(config.network.dtype), rngs=nnx.Rngs(config.seed))
 
     abstract = nnx.eval_shape(make)
     graph = nnx.graphdef(abstract)
-    if not config.init:
+    if not config.init or resuming:
         # In one compiled call: hundreds of small ones take seconds.
         return graph, jax.jit(lambda: nnx.state(make()))()
     weights = store.read(config.init, "restorer")

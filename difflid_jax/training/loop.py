@@ -127,12 +127,23 @@ def run(
     profile = _Profile(spec.profile, profile_folder)
     stop = 0
 
+    def save(scores: dict[str, float] | None = None) -> None:
+        nonlocal saved
+        progress.catch_up()
+        # Among bad steps the checkpoint before them is the one to keep.
+        if progress.bad_steps == 0 or ending or stop:
+            now = {**meta, "evaluated": evaluated, "unlogged": progress.unlogged()}
+            checkpoints.save(done, state, batches.get_state(), now, scores)
+            saved = done
+        progress.paused()
+
     while True:
         ending = done == spec.steps or stop == _TIME_IS_UP
-        scores = None
         due = ending or (spec.evaluate_every and done and done % spec.evaluate_every == 0)
         if evaluate is not None and due and evaluated != done and stop in (0, _TIME_IS_UP):
-            progress.catch_up()
+            if saved != done:
+                save()  # so that an evaluation that fails costs no step
+            checkpoints.wait()
             result = evaluate(state.restoring_params, interruption.ends_evaluation)
             if result is None:
                 stop = interruption.signal or signal.SIGTERM
@@ -140,16 +151,11 @@ def run(
                 scores, sheet = result
                 evaluated = done
                 log.evaluation(done, scores, sheet)
+                save(scores)
             progress.paused()
         periodic = done and done % spec.checkpoint_every == 0
-        if scores is not None or (saved != done and (periodic or ending or stop)):
-            progress.catch_up()
-            # Among bad steps the checkpoint before them is the one to keep.
-            if progress.bad_steps == 0 or ending or stop:
-                now = {**meta, "evaluated": evaluated, "unlogged": progress.unlogged()}
-                checkpoints.save(done, state, batches.get_state(), now, scores)
-                saved = done
-            progress.paused()
+        if saved != done and (periodic or ending or stop):
+            save()
         if ending or stop:
             break
 
@@ -216,6 +222,8 @@ class _Progress:
         if step % self._spec.log_every == 0 or step == self._spec.steps:
             self._report(step, now)
         if self.bad_steps >= self._spec.max_bad_steps:
+            if self._window:
+                self._report(step, now)
             self._checkpoints.wait()
             raise Diverged(
                 f"the loss or its gradients were not finite for {self.bad_steps} steps in a row, up to step "
@@ -252,7 +260,7 @@ class _Profile:
         self._running = False
 
     def before(self, step: int) -> None:
-        if step == self._first:
+        if self._first <= step <= self._last and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 

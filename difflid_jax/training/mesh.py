@@ -44,7 +44,9 @@ def join_processes(multihost: bool) -> None:
             "num_processes": int(environment["JAX_NUM_PROCESSES"]),
             "process_id": int(environment["JAX_PROCESS_ID"]),
         }
-    if environment.get("CUDA_VISIBLE_DEVICES", "").isdecimal() and "JAX_LOCAL_DEVICE_IDS" not in environment:
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    one = visible.isdecimal() or (visible.startswith(("GPU-", "MIG-")) and "," not in visible)
+    if one and "JAX_LOCAL_DEVICE_IDS" not in environment:
         # The scheduler shows each process one GPU only (--gpus-per-task=1): it is the first that CUDA counts.
         # JAX would ask for as many as there are processes on the host.
         given["local_device_ids"] = [0]

@@ -13,7 +13,7 @@ _PEAKS = {
     "NVIDIA GeForce RTX 3090": 71e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
+    "TPU v5": 459e12,  # v5p, by either of its names
     "TPU v6 lite": 918e12,
 }
 

@@ -308,7 +308,7 @@ def table(measured: Measured) -> str:
         f"- {batch / measured.in_loop:,.1f} images/s in the loop, batches of {batch}, crops of "
         f"{measured.config.data.crop}; overhead beyond the compiled step "
         f"{100 * (measured.in_loop / measured.whole.median - 1):.1f} %",
-        f"- {hours:,.1f} hours for {PAPER_STEPS:,} steps, the paper's schedule on SOTS",
+        f"- {hours:,.1f} hours for {PAPER_STEPS:,} steps, the paper's on SOTS (of 40 crops of 128)",
         f"- memory of a device at the peak: {measured.memory / 2**30:.2f} GiB for the compiled step"
         + (f", {process / 2**30:.2f} GiB for all of this process so far" if process else ""),
     ]

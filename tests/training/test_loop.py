@@ -160,6 +160,19 @@ def test_bad_steps_change_nothing_and_are_counted(tmp_path):
 def test_too_many_bad_steps_stop_the_run_and_name_the_last_checkpoint(tmp_path):
     with pytest.raises(Diverged, match=r"4 steps in a row, up to step 27; last good checkpoint: .*/20$"):
         train(tmp_path, poison=range(23, 40), max_bad_steps=4)
+    last = lines(tmp_path)[-1]
+    assert last["step"] == 27 and last["bad_steps"] == 4
+
+
+def test_an_evaluation_that_fails_costs_no_step(tmp_path):
+    def fails(params, ends):
+        raise ValueError("too large a picture")
+
+    with pytest.raises(ValueError, match="too large"):
+        train(tmp_path, evaluate=fails, evaluate_every=15)
+    seen = []
+    train(tmp_path, evaluate=lambda params, ends: seen.append(1) or ({"psnr": 1.0}, None), evaluate_every=15)
+    assert lines(tmp_path, "validation")[0]["step"] == 15 and len(seen) == 3
 
 
 def test_no_checkpoint_is_made_of_a_run_of_bad_steps(tmp_path):

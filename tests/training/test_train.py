@@ -61,6 +61,14 @@ def test_init_starts_from_other_weights(config_of, undisturbed):
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+def test_a_run_that_goes_on_does_without_its_init(config_of):
+    config = config_of("--config.init=/nowhere")
+    spec = train.schema.network_spec(config, 32)
+    train._first_network(spec, config, resuming=True)
+    with pytest.raises(FileNotFoundError, match="/nowhere"):
+        train._first_network(spec, config)
+
+
 def interrupted_at_random(tiny, workdir, given, number, generator):
     """Start the program, wait for a step that is new, and a little longer, and send a signal; its result."""
     seen = len(tiny.lines(workdir, "train")) if (workdir / "metrics.jsonl").exists() else 0
