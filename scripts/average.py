@@ -1,0 +1,50 @@
+"""Average the weights of a run with those it began from: more of the old where the new ones forgot too much.
+
+    python scripts/average.py --before=runs/haze-long/weights --after=runs/haze-last/weights --share=0.5 \
+        --output=runs/haze/weights
+
+Written are (1 − share) · before + share · after, with the metadata of `after`. A run that goes on with more
+of the same pictures gets better at them and may get worse at others; between its two ends lie weights that
+are good at both (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). Choose the share by
+scores on pictures that are held out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from difflid_jax.program import Refused, refuse_existing, run
+from difflid_jax.weights import store
+
+
+def main(argv: Sequence[str]) -> None:
+    options = flags.FLAGS
+    if len(argv) > 1 or not (options.before and options.after and options.output):
+        raise Refused("give --before=FOLDER, --after=FOLDER and --output=FOLDER, see --help")
+    refuse_existing(options.output, overwrite=False)
+    kind = store.read_metadata(options.after)["kind"]
+    before, after = (store.read(folder, kind) for folder in (options.before, options.after))
+    for what in ("architecture", "prior_sha256"):
+        old, new = (
+            x.architecture if what == "architecture" else x.metadata.get(what) for x in (before, after)
+        )
+        if old != new:
+            raise Refused(f"{before.path} and {after.path}: expected one {what}, found {old} and {new}")
+
+    def average(name: str) -> np.ndarray:
+        old, new = (np.asarray(x.tensors[name], np.float32) for x in (before, after))
+        return (1 - options.share) * old + options.share * new
+
+    tensors = {name: average(name) for name in after.tensors}
+    said = {**after.metadata, "averaged": {"before_sha256": before.sha256, "share": options.share}}
+    path = store.save(options.output, kind, tensors, after.architecture, **said)
+    print(f"{path}: {1 - options.share:.3g} × {before.path} + {options.share:.3g} × {after.path}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("before", "", "Weights that the run began from.")
+    flags.DEFINE_string("after", "", "Weights that the run wrote.")
+    flags.DEFINE_float("share", 0.5, "How much of `after`.", lower_bound=0.0, upper_bound=1.0)
+    flags.DEFINE_string("output", "", "Folder of the averaged weights.")
+    run(main)
