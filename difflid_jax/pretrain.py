@@ -169,7 +169,7 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
     return 0
 
 
-def _start(spec: UNetSpec, config: ConfigDict, resuming: bool) -> tuple[nnx.GraphDef, nnx.State]:
+def _start(spec: UNetSpec, config: ConfigDict, resuming: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
     """Graph and first parameters: random, or those of `config.init`; a run that goes on has its own."""
 
     def make() -> UNet:

@@ -146,7 +146,7 @@ class _Share:
             height, width = hazy.shape[:2]
             raise ValueError(
                 f"{self.method}, image {picture['name']!r}: {width}×{height} pixels need more memory than "
-                "this device has; score it with evaluate --tile=auto, or use a larger device"
+                "this device has; restore in tiles (evaluate --tile=auto) or use a larger device"
             ) from error
         floats = jnp.issubdtype(restored.dtype, jnp.floating)
         if restored.shape != clean.shape or not floats or not np.isfinite(restored).all():
