@@ -25,10 +25,10 @@ def main(argv: Sequence[str]) -> None:
     refuse_existing(options.output, overwrite=False)
     kind = store.read_metadata(options.after)["kind"]
     before, after = (store.read(folder, kind) for folder in (options.before, options.after))
-    for what in ("architecture", "prior_sha256"):
-        old, new = (
-            x.architecture if what == "architecture" else x.metadata.get(what) for x in (before, after)
-        )
+    for what, old, new in (
+        ("architecture", before.architecture, after.architecture),
+        ("prior_sha256", before.metadata.get("prior_sha256"), after.metadata.get("prior_sha256")),
+    ):
         if old != new:
             raise Refused(f"{before.path} and {after.path}: expected one {what}, found {old} and {new}")
 
@@ -37,7 +37,12 @@ def main(argv: Sequence[str]) -> None:
         return (1 - options.share) * old + options.share * new
 
     tensors = {name: average(name) for name in after.tensors}
-    said = {**after.metadata, "averaged": {"before_sha256": before.sha256, "share": options.share}}
+    # The scores of `after` are not those of the average.
+    said = {
+        **after.metadata,
+        "scores": {},
+        "averaged": {"before_sha256": before.sha256, "share": options.share},
+    }
     path = store.save(options.output, kind, tensors, after.architecture, **said)
     print(f"{path}: {1 - options.share:.3g} × {before.path} + {options.share:.3g} × {after.path}")
 

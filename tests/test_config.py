@@ -187,7 +187,8 @@ def test_a_config_comes_back_from_json():
 def test_the_fingerprint_covers_what_decides_the_weights_and_nothing_else():
     config = schema.default()
     before = schema.fingerprint(config), schema.to_json(config)
-    config.data.train, config.prior, config.training.minutes = "/elsewhere", "/moved", 5.0
+    config.data.train, config.training.minutes, config.training.fsdp = "/elsewhere", 5.0, True
+    config.prior, config.training.max_bad_steps = "/moved", 99
     assert schema.fingerprint(config) == before[0] and schema.differences(config, before[1]) == []
     config.optimizer.learning_rate, config.features.times = 1e-4, (0, 400)
     assert schema.fingerprint(config) != before[0]

@@ -152,7 +152,6 @@ def run(
                 evaluated = done
                 log.evaluation(done, scores, sheet)
                 save(scores)
-            progress.paused()
         periodic = done and done % spec.checkpoint_every == 0
         if saved != done and (periodic or ending or stop):
             save()
