@@ -1,6 +1,5 @@
 """The release against the authors' PyTorch code (golden/difflid_release.*)."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -55,8 +54,7 @@ def test_output_in_eval_mode(released, reference, maps):
 def test_output_and_gradients_in_train_mode(released, reference, maps):
     graph, parameters, rest = nnx.split(released, nnx.Param, ...)
 
-    # The program runs once: it is compiled quickly rather than well.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def value_and_gradients(parameters):
         def loss(parameters):
             network = nnx.merge(graph, parameters, rest, copy=True)

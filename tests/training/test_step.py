@@ -13,7 +13,6 @@ from difflid_jax.training.objective import restoration_loss
 from difflid_jax.training.optimizer import OptimizerSpec
 from difflid_jax.training.step import initial_state, make_step
 
-QUICKLY = {"xla_backend_optimization_level": 0}  # compiles in half the time
 SPEC = OptimizerSpec(steps=100, halve_every=10, learning_rate=1e-2, ema=0.5)
 
 
@@ -31,7 +30,7 @@ def parts(tiny, drawn):
 def stepped(parts):
     """Two steps from one start: [(state, metrics), …], and the frozen parameters before and after."""
     features, graph, params, batch = parts
-    step = jax.jit(make_step(restoration_loss(graph, features.apply), SPEC), compiler_options=QUICKLY)
+    step = jax.jit(make_step(restoration_loss(graph, features.apply), SPEC))
     before = jax.tree.map(np.asarray, features.frozen)
     state, done = initial_state(params, SPEC, seed=5), []
     for _ in range(2):
@@ -44,9 +43,7 @@ def test_the_loss_is_equation_9_with_the_key_of_the_step(parts, stepped):
     features, graph, params, batch = parts
     key = jax.random.fold_in(jax.random.key(5), 0)
     hazy, clean = (np.asarray(batch[name], np.float32) / 127.5 - 1 for name in ("hazy", "clean"))
-    forward = jax.jit(
-        lambda p, f: nnx.merge(graph, p)(hazy, *features.apply(f, hazy, key))[0], compiler_options=QUICKLY
-    )
+    forward = jax.jit(lambda p, f: nnx.merge(graph, p)(hazy, *features.apply(f, hazy, key))[0])
     restored = np.asarray(forward(params, features.frozen))
     metrics = stepped[0][0][1]
     assert float(metrics["loss"]) == pytest.approx(np.abs(restored - clean).mean(), rel=1e-5)
