@@ -15,6 +15,7 @@ from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.features.build import FrozenFeatures, build_features
 from difflid_jax.metrics.fidelity import GAUSSIAN_SIZE
 from difflid_jax.metrics.lpips import LEAST_SIDE
+from difflid_jax.program import one_line
 
 _NO_PRIOR = (
     "config.prior is not given: it names the frozen diffusion model. The paper's is OpenAI's "
@@ -40,7 +41,7 @@ def open_pictures(
             progress=jax.process_index() == 0,
         )
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"config.data.{role}: {error}") from error
+        raise ValueError(f"config.data.{role}: {one_line(error)}") from error
 
 
 def open_evaluation(config: ConfigDict, role: str) -> Evaluation | None:

@@ -32,7 +32,7 @@ from difflid_jax.diffusion.objective import hybrid_loss, loss_by_time
 from difflid_jax.diffusion.sampling import Sampler
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
-from difflid_jax.program import Refused, run
+from difflid_jax.program import Refused, one_line, run
 from difflid_jax.training import loop, throughput, workdir
 from difflid_jax.training import mesh as devices
 from difflid_jax.training.checkpoints import Checkpoints
@@ -190,7 +190,7 @@ def _open(config: ConfigDict, role: str, cache: str | Path = "off") -> DataSet:
     try:
         return open_data("images", config.data[role], cache=cache, progress=jax.process_index() == 0)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"config.data.{role}: {error}") from error
+        raise ValueError(f"config.data.{role}: {one_line(error)}") from error
 
 
 def _scorer(
