@@ -6,8 +6,13 @@ Products of matrices may be taken in any order. With M keys and C channels, Soft
 costs 2·heads·M multiplications per pixel and channel, projecting first 2·(C + M): for the 16 keys of a
 training crop the former is cheaper.
 
-Else the queries lie along the last axis: a maximum over the keys compares long rows, and the softmax's sum
-over the keys is one more row of the product with V, Σₘ eˢ [Vₘ, 1].
+Else the queries lie along the last axis, and the softmax's sum over the keys is one more row of the product
+with V, Σₘ eˢ [Vₘ, 1].
+
+A softmax stays what it is when every score of a query loses the same. Instead of the greatest score, for
+which all have to be read once more, it is the mean that goes, together with the mean of the keys. The sum is
+then at least M, as the exponential is convex; against overflow, a score that exceeds the mean by more than 60
+counts as 60. With one such key the result is still that key's V, as in float32 it would be.
 
 Queries are taken a chunk after the other, from F to `out`, so that all that belongs to a chunk stays in a
 CPU's cache.
@@ -24,6 +29,9 @@ from flax import nnx
 _MAX_SCORES = {"cpu": (1 << 16) * (os.cpu_count() or 1)}
 _MAX_SCORES_ELSEWHERE = 1 << 26
 
+# By how much a score may exceed the mean of its query's scores.
+_MOST_ABOVE_MEAN = 60.0
+
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -39,7 +47,7 @@ def attend(
     keys, d = k.shape[2:]
     w_q, b_q, w_o, b_o = (x[...].astype(f.dtype) for x in (query.kernel, query.bias, out.kernel, out.bias))
     w_q, b_q, w_o = w_q.reshape(-1, heads, d), b_q.reshape(heads, d), w_o.reshape(heads, d, -1)
-    k = k / jnp.asarray(d**0.5, k.dtype)
+    k = (k - k.mean(-2, keepdims=True)) / jnp.asarray(d**0.5, k.dtype)
     if not isinstance(b * h * w * keys, int):
         # Sizes left open (jax.export): a row after the other.
         attend_some, k, v = _project_first(k, v, w_q, b_q, w_o, b_o)
@@ -54,7 +62,7 @@ def _project_first(k, v, w_q, b_q, w_o, b_o) -> tuple[Attend, jax.Array, jax.Arr
     def attend_some(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q = jnp.einsum("...nc,chd->...hdn", f, w_q) + b_q[..., None]
         scores = jnp.einsum("...hmd,...hdn->...hmn", k, q, preferred_element_type=jnp.float32)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-2, keepdims=True))).astype(v.dtype)
+        weights = jnp.exp(jnp.minimum(scores, _MOST_ABOVE_MEAN)).astype(v.dtype)
         sums = jnp.einsum("...hmd,...hmn->...hdn", v, weights, preferred_element_type=jnp.float32)
         attended = (sums[..., :-1, :] / sums[..., -1:, :]).astype(f.dtype)
         return jnp.einsum("...hdn,hdc->...nc", attended, w_o) + b_o
@@ -71,7 +79,8 @@ def _project_last(k, v, w_q, b_q, w_o, b_o) -> tuple[Attend, jax.Array, jax.Arra
 
     def attend_some(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         scores = (f @ k[..., :-1, :] + k[..., -1:, :]).reshape(*f.shape[:-1], heads, keys)
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(f.dtype)
+        weights = jnp.exp(jnp.minimum(scores.astype(jnp.float32), _MOST_ABOVE_MEAN))
+        weights = (weights / weights.sum(-1, keepdims=True)).astype(f.dtype)
         return weights.reshape(*f.shape[:-1], heads * keys) @ v + b_o
 
     return attend_some, folded_k, folded_v
@@ -85,8 +94,8 @@ def _in_chunks(attend_some: Attend, k: jax.Array, v: jax.Array, f: jax.Array, sc
         return attend_some(f, k, v)
     # Computing scores again in the cache takes less than reading them back from memory.
     again = jax.checkpoint(attend_some)
-    chunk = min(queries, max(1, most // scores))
-    count = -(-queries // chunk)
+    count = _chunks(queries, max(1, most // scores))
+    chunk = -(-queries // count)
 
     def attend_one(image: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         f, k, v = image
@@ -97,3 +106,9 @@ def _in_chunks(attend_some: Attend, k: jax.Array, v: jax.Array, f: jax.Array, sc
         return attended.reshape(count * chunk, -1)[:queries]
 
     return jax.lax.map(attend_one, (f, k, v), batch_size=max(1, most // (queries * scores)))
+
+
+def _chunks(queries: int, most: int) -> int:
+    """Into how many chunks of `most` at the most: equal ones if up to twice as many are, to copy nothing."""
+    least = -(-queries // most)
+    return next((count for count in range(least, 2 * least) if queries % count == 0), least)

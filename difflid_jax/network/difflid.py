@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from difflid_jax.network.cim import ContentIntegration
+from difflid_jax.network.convolutions import enlarged, to_few
 from difflid_jax.network.hae import WHOLE, HazeAwareEnhancement
 from difflid_jax.network.self_attention import SelfAttention
 
@@ -158,9 +159,9 @@ class DiffLI2D(nnx.Module):
             f = _pixel_unshuffle(down(f))
         f = run(self.encoder[-1], f)
         for up, skip, block in zip(self.up, self.skip, self.decoder, strict=True):
-            f = _join(skip, up(_double(f)), skips.pop())
+            f = _join(skip, enlarged(up, f), skips.pop())
             f = run(block, f)
-        restored = hazy.astype(jnp.float32) + self.head(f).astype(jnp.float32)
+        restored = hazy.astype(jnp.float32) + to_few(self.head, f).astype(jnp.float32)
         return restored, {"gates": tuple(found)}
 
     def _check(self, hazy, h_content, h_haze, gates) -> None:
@@ -194,17 +195,3 @@ def _pixel_unshuffle(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
-
-
-def _double(x: jax.Array) -> jax.Array:
-    """Bilinear enlargement ×2 of (B,H,W,C), pixel centres at half integers, edges repeated."""
-    for axis in (1, 2):
-        n = x.shape[axis]
-        before = jnp.concatenate([jax.lax.slice_in_dim(x, 0, 1, axis=axis), x], axis)
-        before = jax.lax.slice_in_dim(before, 0, n, axis=axis)
-        after = jnp.concatenate([x, jax.lax.slice_in_dim(x, n - 1, n, axis=axis)], axis)
-        after = jax.lax.slice_in_dim(after, 1, n + 1, axis=axis)
-        even, odd = 0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after
-        shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-        x = jnp.stack([even, odd], axis + 1).reshape(shape)
-    return x

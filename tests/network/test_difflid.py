@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from difflid_jax.network import attention, cim, hae
+from difflid_jax.network.convolutions import enlarged, to_few
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec, _join
 
 SMALL = NetworkSpec(widths=(8, 16, 32), feature_channels=12, heads=2)
@@ -132,6 +133,23 @@ def test_joining_is_the_convolution_of_the_concatenation():
     )
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)])
+def test_convolutions_in_fewer_steps_are_the_convolutions(size):
+    conv = randomised(nnx.Conv(6, 3, (3, 3), padding=1, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, *size, 6))
+
+    def of_enlarged(conv, x):
+        return conv(jax.image.resize(x, (2, 2 * size[0], 2 * size[1], 6), "linear"))
+
+    def squares(function):
+        return nnx.grad(lambda conv, x: jnp.sum(jnp.square(function(conv, x))), argnums=(0, 1))(conv, x)
+
+    for found, expected in ((enlarged, of_enlarged), (to_few, lambda conv, x: conv(x))):
+        np.testing.assert_allclose(found(conv, x), expected(conv, x), rtol=1e-5, atol=1e-5)
+        for gradient, number in zip(*map(jax.tree.leaves, map(squares, (found, expected))), strict=True):
+            np.testing.assert_allclose(gradient, number, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("keys", [(2, 3), (8, 9)])  # few keys fold into the projections, many do not
 def test_attention_is_the_same_in_any_order_and_chunk(keys, monkeypatch):
     f = jax.random.normal(jax.random.key(0), (2, 5, 7, 8))
@@ -154,6 +172,17 @@ def test_attention_is_the_same_in_any_order_and_chunk(keys, monkeypatch):
         gradients = summed(lambda k, v: attention.attend(f, k, v, query=query, out=out, heads=3))
         for gradient, number in zip(gradients, expected_gradients, strict=True):
             np.testing.assert_allclose(gradient, number, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("keys", [4, 64])
+def test_attention_to_a_key_far_above_the_others_is_its_value(keys):
+    f = jnp.ones((1, 3, 3, 8))
+    k = jnp.zeros((1, 1, keys, 8)).at[0, 0, 1].set(1e6)
+    v = jax.random.normal(jax.random.key(0), k.shape)
+    unchanged = nnx.Linear(8, 8, kernel_init=lambda *_: jnp.eye(8), rngs=nnx.Rngs(0))
+    for sign, expected in ((1, v[:, :, 1]), (-1, (v.sum(2) - v[:, :, 1]) / (keys - 1))):
+        found = attention.attend(f, sign * k, v, query=unchanged, out=unchanged, heads=2)
+        np.testing.assert_allclose(found, jnp.broadcast_to(expected[:, None], found.shape), rtol=1e-5)
 
 
 def test_tiles_with_the_whole_pictures_features_and_gates_equal_the_whole():
