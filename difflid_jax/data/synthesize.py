@@ -13,7 +13,8 @@ What is drawn depends on the seed and the id alone: a part of the set is the sam
 goes on where it stopped; a folder that was begun with other settings is refused.
 
 Pictures and depths come from folders or uncompressed tars (0.jpg is id 1: see --first_id), or from NYU's own
-nyu_depth_v2_labeled.mat (install the extra `nyu` for that).
+nyu_depth_v2_labeled.mat (install the extra `nyu` for that). --depth=plausible is for photographs without
+depth: each gets one that could be its own (`haze.plausible_depth`).
 """
 
 import csv
@@ -32,7 +33,7 @@ from absl import flags
 from tqdm import tqdm
 
 from difflid_jax.data.files import File, find_files, members
-from difflid_jax.data.haze import add_haze
+from difflid_jax.data.haze import add_haze, plausible_depth
 from difflid_jax.data.images import check_image, write_png
 from difflid_jax.data.rgbd import Frame, parse_ids, read_depth
 from difflid_jax.program import run
@@ -99,6 +100,26 @@ class FileScenes:
         return self._rgb[scene].image(), depth.astype(np.float32) / 65535
 
 
+class PhotographScenes:
+    """Photographs with numbers as names, in a folder or a tar, and a plausible depth for each."""
+
+    default_frame = "whole"
+
+    def __init__(self, rgb: str | os.PathLike, first_id: int = 1):
+        self._rgb = _numbered(rgb, "rgb", first_id)
+        self.ids = sorted(self._rgb)
+
+    def fingerprint(self, ids: Sequence[int]) -> str:
+        """As `FileScenes.fingerprint`."""
+        lengths = [(i, _length(self._rgb[i])) for i in ids]
+        return hashlib.sha256(repr(lengths).encode()).hexdigest()[:16]
+
+    def load(self, scene: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `FileScenes.load`."""
+        clean = self._rgb[scene].image()
+        return clean, plausible_depth(clean, scene)
+
+
 class MatScenes:
     """NYU's nyu_depth_v2_labeled.mat: images (N,3,W,H) uint8 and depths (N,W,H), as HDF5 stores them."""
 
@@ -136,20 +157,25 @@ class MatScenes:
         return clean, np.asarray(self._depths[index], np.float32).T
 
 
-def open_scenes(
-    rgb: str | os.PathLike, depth: str | os.PathLike | None = None, first_id: int = 1
-) -> FileScenes | MatScenes:
-    """Scenes from a .mat, or from folders or tars of pictures and of depths (`depth` None: the same place).
+Scenes = FileScenes | PhotographScenes | MatScenes
+
+
+def open_scenes(rgb: str | os.PathLike, depth: str | os.PathLike | None = None, first_id: int = 1) -> Scenes:
+    """Scenes from a .mat, or from folders or tars of pictures and of depths.
+
+    depth: None for the same place, "plausible" for photographs that have none.
 
     Raises: ValueError or OSError naming what is missing.
     """
     if Path(rgb).suffix.lower() == ".mat":
         return MatScenes(rgb, first_id)
+    if depth == "plausible":
+        return PhotographScenes(rgb, first_id)
     return FileScenes(rgb, depth or rgb, first_id)
 
 
 def synthesize(
-    scenes: FileScenes | MatScenes,
+    scenes: Scenes,
     recipe: Recipe,
     output: str | os.PathLike,
     *,
@@ -282,7 +308,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
     flag(flags.DEFINE_enum, "recipe", "its", list(RECIPES), "Which set is made.")
     flag(flags.DEFINE_string, "rgb", None, "Folder or tar of pictures, or nyu_depth_v2_labeled.mat.")
-    flag(flags.DEFINE_string, "depth", "", "Folder or tar of depths (empty: where --rgb is).")
+    flag(flags.DEFINE_string, "depth", "", "Folder or tar of depths, or plausible (empty: where --rgb is).")
     flag(flags.DEFINE_string, "output", None, "Folder for the set.")
     flag(flags.DEFINE_string, "ids", "", "Which ids, as in 1-1299 or 3+7+10-12 (empty: all of the recipe).")
     flag(flags.DEFINE_integer, "first_id", 1, "Id of the picture with number 0.", lower_bound=0)

@@ -237,6 +237,16 @@ def test_nyus_own_mat_gives_the_same_set(nyu, tmp_path):
         assert np.abs(difference).max() <= 1 and (difference != 0).mean() < 0.01  # 16-bit depth is rounded
 
 
+def test_photographs_without_depth_get_a_plausible_one(nyu, tmp_path):
+    scenes = open_scenes(nyu / "rgb", "plausible")
+    assert scenes.default_frame == "whole"
+    synthesize(scenes, SOTS, tmp_path / "made", frame=WHOLE, progress=False)
+    clean, depth = scenes.load(1)
+    assert depth.max() == 1 and depth.min() < 0.5
+    expected = np.rint(255 * add_haze(clean.astype(np.float32) / 255, depth, 0.6, 1.0))
+    assert np.abs(read_image(tmp_path / "made" / "hazy" / "1_1.png") - expected).max() <= 1
+
+
 # Bad input.
 
 
