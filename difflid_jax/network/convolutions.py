@@ -1,6 +1,6 @@
 """Two 3×3 convolutions of the network in forms that take less: `enlarged` and `to_few`.
 
-Both convolve across columns only, with the three taps down as channels, and then add up rows.
+Both convolve across columns only, with the three taps down as channels, and then add up rows, in float32.
 """
 
 import jax
@@ -33,8 +33,7 @@ def enlarged(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     outputs = kernel.shape[-1]
     x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
     # Channels of y: column 2j or 2j + 1, tap of the row, output.
-    weights = _WEIGHTS.astype(x.dtype)
-    across = jnp.einsum("pji,rjco->icpro", weights, kernel).reshape(1, 3, inputs, -1)
+    across = jnp.einsum("pji,rjco->icpro", _WEIGHTS.astype(x.dtype), kernel).reshape(1, 3, inputs, -1)
     y = _convolve(x, across).reshape(batch, height + 2, width, 2, 3, outputs)
     # Beyond its edge the enlarged picture is zero, not repeated.
     y = y.at[:, :, 0, 0].add(-jnp.einsum("bhc,rco->bhro", x[:, :, 0], kernel[:, 0]))
@@ -42,14 +41,14 @@ def enlarged(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     y = y.reshape(batch, height + 2, 2 * width, 3, outputs)
     # Row 2i + p, to which tap t shows row 2i + p + t - 1, if there is one.
     row = jnp.arange(2 * height).reshape(height, 2)
-    rows = bias
+    rows = bias.astype(jnp.float32)
     for tap in range(3):
         inside = (row + tap >= 1) & (row + tap <= 2 * height)
         for first in range(3):
-            if weights[:, tap, first].any():
-                share = (weights[:, tap, first] * inside)[:, :, None, None]
+            if _WEIGHTS[:, tap, first].any():
+                share = (_WEIGHTS[:, tap, first] * inside)[:, :, None, None]
                 rows += share * y[:, first : first + height, None, :, tap]
-    return rows.reshape(batch, 2 * height, 2 * width, outputs)
+    return rows.reshape(batch, 2 * height, 2 * width, outputs).astype(x.dtype)
 
 
 def to_few(conv: nnx.Conv, x: jax.Array) -> jax.Array:
@@ -59,7 +58,8 @@ def to_few(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     across = kernel.transpose(1, 2, 0, 3).reshape(1, 3, inputs, -1)
     y = _convolve(jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), across)
     y = y.reshape(batch, height + 2, width, 3, -1)
-    return sum((y[:, tap : tap + height, :, tap] for tap in range(3)), bias)
+    rows = sum((y[:, tap : tap + height, :, tap] for tap in range(3)), bias.astype(jnp.float32))
+    return rows.astype(x.dtype)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
