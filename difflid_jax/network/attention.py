@@ -9,11 +9,6 @@ training crop the former is cheaper.
 Else the queries lie along the last axis, and the softmax's sum over the keys is one more row of the product
 with V, Σₘ eˢ [Vₘ, 1].
 
-A softmax stays what it is when every score of a query loses the same. Instead of the greatest score, for
-which all have to be read once more, it is the mean that goes, together with the mean of the keys. The sum is
-then at least M, as the exponential is convex; against overflow, a score that exceeds the mean by more than 60
-counts as 60. With one such key the result is still that key's V, as in float32 it would be.
-
 Queries are taken a chunk after the other, from F to `out`, so that all that belongs to a chunk stays in a
 CPU's cache.
 """
@@ -28,9 +23,6 @@ from flax import nnx
 # Scores held at once: 256 KiB for a core of a CPU.
 _MAX_SCORES = {"cpu": (1 << 16) * (os.cpu_count() or 1)}
 _MAX_SCORES_ELSEWHERE = 1 << 26
-
-# By how much a score may exceed the mean of its query's scores.
-_MOST_ABOVE_MEAN = 60.0
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -47,7 +39,7 @@ def attend(
     keys, d = k.shape[2:]
     w_q, b_q, w_o, b_o = (x[...].astype(f.dtype) for x in (query.kernel, query.bias, out.kernel, out.bias))
     w_q, b_q, w_o = w_q.reshape(-1, heads, d), b_q.reshape(heads, d), w_o.reshape(heads, d, -1)
-    k = (k - k.mean(-2, keepdims=True)) / jnp.asarray(d**0.5, k.dtype)
+    k = k / jnp.asarray(d**0.5, k.dtype)
     if not isinstance(b * h * w * keys, int):
         # Sizes left open (jax.export): a row after the other.
         attend_some, k, v = _project_first(k, v, w_q, b_q, w_o, b_o)
@@ -62,7 +54,7 @@ def _project_first(k, v, w_q, b_q, w_o, b_o) -> tuple[Attend, jax.Array, jax.Arr
     def attend_some(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q = jnp.einsum("...nc,chd->...hdn", f, w_q) + b_q[..., None]
         scores = jnp.einsum("...hmd,...hdn->...hmn", k, q, preferred_element_type=jnp.float32)
-        weights = jnp.exp(jnp.minimum(scores, _MOST_ABOVE_MEAN)).astype(v.dtype)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-2, keepdims=True))).astype(v.dtype)
         sums = jnp.einsum("...hmd,...hmn->...hdn", v, weights, preferred_element_type=jnp.float32)
         attended = (sums[..., :-1, :] / sums[..., -1:, :]).astype(f.dtype)
         return jnp.einsum("...hdn,hdc->...nc", attended, w_o) + b_o
@@ -79,8 +71,7 @@ def _project_last(k, v, w_q, b_q, w_o, b_o) -> tuple[Attend, jax.Array, jax.Arra
 
     def attend_some(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         scores = (f @ k[..., :-1, :] + k[..., -1:, :]).reshape(*f.shape[:-1], heads, keys)
-        weights = jnp.exp(jnp.minimum(scores.astype(jnp.float32), _MOST_ABOVE_MEAN))
-        weights = (weights / weights.sum(-1, keepdims=True)).astype(f.dtype)
+        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(f.dtype)
         return weights.reshape(*f.shape[:-1], heads * keys) @ v + b_o
 
     return attend_some, folded_k, folded_v
