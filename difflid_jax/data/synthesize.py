@@ -91,8 +91,7 @@ class FileScenes:
 
     def fingerprint(self, ids: Sequence[int]) -> str:
         """What tells these pictures from others without reading them: their numbers and lengths."""
-        lengths = [(i, _length(self._rgb[i]), _length(self._depth[i])) for i in ids]
-        return hashlib.sha256(repr(lengths).encode()).hexdigest()[:16]
+        return _fingerprint(ids, self._rgb, self._depth)
 
     def load(self, scene: int) -> tuple[np.ndarray, np.ndarray]:
         """(clean uint8 (H,W,3), depth float32 (H,W), farthest = 1), whole as stored. Raises: ValueError."""
@@ -111,8 +110,7 @@ class PhotographScenes:
 
     def fingerprint(self, ids: Sequence[int]) -> str:
         """As `FileScenes.fingerprint`."""
-        lengths = [(i, _length(self._rgb[i])) for i in ids]
-        return hashlib.sha256(repr(lengths).encode()).hexdigest()[:16]
+        return _fingerprint(ids, self._rgb)
 
     def load(self, scene: int) -> tuple[np.ndarray, np.ndarray]:
         """As `FileScenes.load`."""
@@ -278,6 +276,11 @@ def _is_whole(path: Path) -> bool:
     except (ValueError, FileNotFoundError):
         return False
     return True
+
+
+def _fingerprint(ids: Sequence[int], *numbered: Mapping[int, File]) -> str:
+    lengths = [(i, *(_length(files[i]) for files in numbered)) for i in ids]
+    return hashlib.sha256(repr(lengths).encode()).hexdigest()[:16]
 
 
 def _length(file: File) -> int:

@@ -6,8 +6,8 @@ Products of matrices may be taken in any order. With M keys and C channels, Soft
 costs 2·heads·M multiplications per pixel and channel, projecting first 2·(C + M): for the 16 keys of a
 training crop the former is cheaper.
 
-Else the queries lie along the last axis, and the softmax's sum over the keys is one more row of the product
-with V, Σₘ eˢ [Vₘ, 1].
+Else the queries lie along the last axis: a maximum over the keys compares long rows, and the softmax's sum
+over the keys is one more row of the product with V, Σₘ eˢ [Vₘ, 1].
 
 Queries are taken a chunk after the other, from F to `out`, so that all that belongs to a chunk stays in a
 CPU's cache.
