@@ -146,17 +146,23 @@ def _is_photograph(path: Path) -> bool:
 def _refuse_collisions(jobs: Sequence[Job]) -> None:
     """Names are compared without case, as some file systems do."""
     taken: dict[str, Path] = {}
-    sources = {job.source.resolve() for job in jobs}
+    sources = set().union(*(_identities(job.source) for job in jobs))
     for job in jobs:
         for path in filter(None, (job.target, job.sheet)):
             first = taken.setdefault(str(path).casefold(), job.source)
             if first is not job.source:
                 raise Refused(f"{first} and {job.source} would both become {path}; restore them one by one")
-            same = path.resolve() in sources or any(
-                path.exists() and source.exists() and path.samefile(source) for source in sources
-            )
-            if same:
+            if not sources.isdisjoint(_identities(path)):
                 raise Refused(f"{path} is an input: name another folder as --output")
+
+
+def _identities(path: Path) -> set[Path | tuple[int, int]]:
+    """By either of these, two paths are known for one file: hard links share their inode."""
+    try:
+        found = path.stat()
+    except OSError:
+        return {path.resolve()}
+    return {path.resolve(), (found.st_dev, found.st_ino)}
 
 
 def _shown(pixels: np.ndarray) -> np.ndarray:

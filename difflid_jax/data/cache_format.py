@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+from difflid_jax.writing import in_one_piece
 
 FORMAT = 1
 
@@ -110,15 +111,10 @@ def nbytes(place: dict) -> int:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file under a temporary name, bring it to the disk, rename it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with in_one_piece(path) as temporary, open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def cores() -> int:

@@ -8,7 +8,6 @@ a changed ground truth is a wrong score. The size is checked from the header, be
 
 import io
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from difflid_jax.writing import in_one_piece
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 100_000_000
@@ -129,14 +130,8 @@ def write_png(path: str | os.PathLike, array: np.ndarray, *, compress_level: int
             f"found {array.dtype} of shape {array.shape}"
         )
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            Image.fromarray(np.ascontiguousarray(array)).save(file, "PNG", compress_level=compress_level)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with in_one_piece(path) as temporary, open(temporary, "xb") as file:
+        Image.fromarray(np.ascontiguousarray(array)).save(file, "PNG", compress_level=compress_level)
     return path
 
 
@@ -309,7 +304,11 @@ def orientation_of(picture: Image.Image) -> int:
     # Image.getexif would decode a whole PNG to look behind its pixels.
     if picture.format == "PNG" and "exif" not in picture.info:
         return 1
-    orientation = picture.getexif().get(_ORIENTATION, 1)
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except DECODING_ERRORS:
+        # Whose pixels are sound is not refused for what is said beside them.
+        return 1
     return orientation if orientation in UPRIGHT else 1
 
 

@@ -166,6 +166,8 @@ def open_scenes(rgb: str | os.PathLike, depth: str | os.PathLike | None = None, 
     Raises: ValueError or OSError naming what is missing.
     """
     if Path(rgb).suffix.lower() == ".mat":
+        if depth:
+            raise ValueError(f"{rgb}: has its own depths; leave --depth={depth} out")
         return MatScenes(rgb, first_id)
     if depth == "plausible":
         return PhotographScenes(rgb, first_id)

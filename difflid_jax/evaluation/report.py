@@ -21,6 +21,7 @@ from difflid_jax.evaluation.scoring import Result
 from difflid_jax.evaluation.test_sets import TestSet
 from difflid_jax.metrics.protocols import PROTOCOLS
 from difflid_jax.restoration.methods import Method
+from difflid_jax.writing import in_one_piece
 
 Scored = Sequence[tuple[Method, Result]]
 
@@ -142,13 +143,8 @@ def write_sheet(path: Path, method: Method, result: Result, test: TestSet, each:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one piece: under another name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with in_one_piece(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _remarkable(result: Result, each: int) -> list[tuple[str, int]]:

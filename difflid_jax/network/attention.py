@@ -9,6 +9,9 @@ training crop the former is cheaper.
 Else the queries lie along the last axis: a maximum over the keys compares long rows, and the softmax's sum
 over the keys is one more row of the product with V, Σₘ eˢ [Vₘ, 1].
 
+A softmax is the same for scores less any number. Their maximum keeps exp from overflow; on a CPU, where no
+score can be far from 0, nothing is taken off: to find the maximum of 16 takes as long as the rest.
+
 Queries are taken a chunk after the other, from F to `out`, so that all that belongs to a chunk stays in a
 CPU's cache.
 """
@@ -23,6 +26,8 @@ from flax import nnx
 # Scores held at once: 256 KiB for a core of a CPU.
 _MAX_SCORES = {"cpu": (1 << 16) * (os.cpu_count() or 1)}
 _MAX_SCORES_ELSEWHERE = 1 << 26
+# exp of plus or minus this, and sums of it, are far inside of float32.
+_SMALL = 70.0
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -45,8 +50,11 @@ def attend(
         attend_some, k, v = _project_first(k, v, w_q, b_q, w_o, b_o)
         rows = jax.lax.map(lambda row: attend_some(row, k, v), jnp.moveaxis(f, 1, 0))
         return jnp.moveaxis(rows, 0, 1)
-    ordered = _project_last if heads * keys <= 2 * (c + keys) else _project_first
-    attended = _in_chunks(*ordered(k, v, w_q, b_q, w_o, b_o), f.reshape(b, h * w, c), heads * keys)
+    f = f.reshape(b, h * w, c)
+    if heads * keys > 2 * (c + keys):
+        attended = _in_chunks(*_project_first(k, v, w_q, b_q, w_o, b_o), f, heads * keys)
+    else:
+        attended = _attend_projecting_last(f, k, v, w_q, b_q, w_o, b_o)
     return attended.reshape(b, h, w, -1)
 
 
@@ -62,19 +70,46 @@ def _project_first(k, v, w_q, b_q, w_o, b_o) -> tuple[Attend, jax.Array, jax.Arr
     return attend_some, k, jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
 
 
-def _project_last(k, v, w_q, b_q, w_o, b_o) -> tuple[Attend, jax.Array, jax.Array]:
+def _attend_projecting_last(f, k, v, w_q, b_q, w_o, b_o) -> jax.Array:
     b, heads, keys, _ = k.shape
     # F and 1 times K: the queries' bias is the last row.
     w_q = jnp.concatenate([w_q, b_q[None]])
     folded_k = jnp.einsum("chd,bhmd->bchm", w_q, k).reshape(b, -1, heads * keys)
     folded_v = jnp.einsum("bhmd,hdc->bhmc", v, w_o).reshape(b, heads * keys, -1)
 
-    def attend_some(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        scores = (f @ k[..., :-1, :] + k[..., -1:, :]).reshape(*f.shape[:-1], heads, keys)
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(f.dtype)
-        return weights.reshape(*f.shape[:-1], heads * keys) @ v + b_o
+    def attended(softmax: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        def attend_some(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            scores = (f @ k[..., :-1, :] + k[..., -1:, :]).reshape(*f.shape[:-1], heads, keys)
+            weights = softmax(scores.astype(jnp.float32)).astype(f.dtype)
+            return weights.reshape(*f.shape[:-1], heads * keys) @ v + b_o
 
-    return attend_some, folded_k, folded_v
+        return _in_chunks(attend_some, folded_k, folded_v, f, heads * keys)
+
+    if jax.default_backend() != "cpu":
+        return attended(jax.nn.softmax)
+    # |(F, 1)·K| ≤ ‖(F, 1)‖‖K‖ (Cauchy and Schwarz).
+    squares = (_squares(f, -1).max(initial=0) + 1) * _squares(folded_k, -2).max()
+    small = jax.lax.stop_gradient(squares) < _SMALL**2
+    return jax.lax.cond(small, lambda: attended(_softmax_of_small), lambda: attended(jax.nn.softmax))
+
+
+def _squares(x: jax.Array, axis: int) -> jax.Array:
+    return jnp.square(x.astype(jnp.float32)).sum(axis)
+
+
+@jax.custom_jvp
+def _softmax_of_small(scores: jax.Array) -> jax.Array:
+    """Softmax over the last axis of float32 scores between ±`_SMALL`."""
+    weights = jnp.exp(scores)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@_softmax_of_small.defjvp
+def _softmax_of_small_jvp(primals, tangents):
+    # As of any softmax; that of the quotient would square the sum, beyond float32.
+    weights = _softmax_of_small(*primals)
+    (change,) = tangents
+    return weights, weights * (change - (weights * change).sum(-1, keepdims=True))
 
 
 def _in_chunks(attend_some: Attend, k: jax.Array, v: jax.Array, f: jax.Array, scores: int) -> jax.Array:

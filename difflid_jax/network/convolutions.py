@@ -1,6 +1,7 @@
-"""Two 3×3 convolutions of the network in forms that take less: `enlarged` and `to_few`.
+"""Three 3×3 convolutions of the network in forms that take less: `enlarged`, `to_few` and `from_few`.
 
-Both convolve across columns only, with the three taps down as channels, and then add up rows, in float32.
+The first two convolve across columns only, with the three taps down as channels, and then add up rows, in
+float32.
 """
 
 import jax
@@ -60,6 +61,24 @@ def to_few(conv: nnx.Conv, x: jax.Array) -> jax.Array:
     y = y.reshape(batch, height + 2, width, 3, -1)
     rows = sum((y[:, tap : tap + height, :, tap] for tap in range(3)), bias.astype(jnp.float32))
     return rows.astype(x.dtype)
+
+
+def from_few(conv: nnx.Conv, x: jax.Array) -> jax.Array:
+    """`conv`, 3×3 with zeros beyond the edge, of few channels, such as 3: on two CPU cores half the time.
+
+    Four columns are computed at once, from the six that they see: a wider product of matrices.
+    """
+    kernel, bias = (value[...].astype(x.dtype) for value in (conv.kernel, conv.bias))
+    batch, height, width, inputs = x.shape
+    outputs = kernel.shape[-1]
+    # Which of the six columns tap j of column p sees.
+    sees = np.stack([np.eye(3, 6, p, dtype=np.float32) for p in range(4)])
+    wide = jnp.einsum("pjq,rjco->rqcpo", sees.astype(x.dtype), kernel).reshape(3, 1, 6 * inputs, -1)
+    fours = -(-width // 4)
+    x = jnp.pad(x, [(0, 0), (1, 1), (1, 4 * fours + 3 - width), (0, 0)])
+    x = x.reshape(batch, height + 2, fours + 1, 4 * inputs)
+    x = jnp.concatenate([x[:, :, :-1], x[:, :, 1:, : 2 * inputs]], axis=-1)
+    return _convolve(x, wide).reshape(batch, height, 4 * fours, outputs)[:, :, :width] + bias
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from difflid_jax.network.cim import ContentIntegration
-from difflid_jax.network.convolutions import enlarged, to_few
+from difflid_jax.network.convolutions import enlarged, from_few, to_few
 from difflid_jax.network.hae import WHOLE, HazeAwareEnhancement
 from difflid_jax.network.self_attention import SelfAttention
 
@@ -152,7 +152,7 @@ class DiffLI2D(nnx.Module):
                 found.append(gate)
             return f
 
-        f, skips = self.stem(hazy.astype(self.dtype)), []
+        f, skips = from_few(self.stem, hazy.astype(self.dtype)), []
         for block, down in zip(self.encoder[:-1], self.down, strict=True):
             f = run(block, f)
             skips.append(f)

@@ -144,9 +144,10 @@ def _tiff(photo: "Photo") -> bytes:
     if channels > colours:
         structure[TiffImagePlugin.EXTRASAMPLES] = 2
     for tag, (kind, value) in photo.kept["tags"].items():
-        directory[tag] = value
+        # Before the value: Pillow turns it into what it takes to be the tag's type.
         if kind is not None:
             directory.tagtype[tag] = kind
+        directory[tag] = value
     for tag, value in structure.items():
         directory[tag] = value
         if tag in (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS):

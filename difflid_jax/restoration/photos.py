@@ -9,11 +9,9 @@ import contextlib
 import dataclasses
 import io
 import os
-import secrets
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from difflid_jax.data.images import DECODING_ERRORS, UPRIGHT, Header, open_picture, orientation_of, reason
 from difflid_jax.restoration import photo_metadata, photo_writers
+from difflid_jax.writing import in_one_piece
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 250_000_000
@@ -113,28 +112,22 @@ def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Phot
 def write_photo(path: str | os.PathLike, photo: Photo, *, overwrite: bool = False) -> Path:
     """Write a photograph in one piece: under a temporary name beside `path`, then renamed.
 
-    Raises FileExistsError where `path` is there already, unless `overwrite`.
+    Raises FileExistsError where `path` is there already, unless `overwrite`; ValueError where the metadata
+    that the photograph came with cannot be written.
     """
     path = Path(path)
-    with in_one_piece(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(photo_writers.encode(photo))
-    return path
-
-
-@contextlib.contextmanager
-def in_one_piece(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `path` when all went well and is gone otherwise.
-
-    Raises FileExistsError where `path` is there already, unless `overwrite`.
-    """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
     try:
-        yield temporary
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError(17, "is there already; --overwrite replaces it", os.fspath(path))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        data = photo_writers.encode(photo)
+    except (MemoryError, OSError):
+        raise
+    except DECODING_ERRORS as error:
+        raise ValueError(
+            f"{path}: cannot be written as {photo.format} ({reason(error)}); save the photograph without "
+            "its metadata and restore that"
+        ) from error
+    with in_one_piece(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(data)
+    return path
 
 
 class _Unsupported(Exception):

@@ -121,7 +121,8 @@ class Restorer:
     def _bands(self, pixels: np.ndarray, on_tile: OnTile | None):
         """(first row, restored rows in [-1,1]), from top to bottom."""
         height, width = pixels.shape[:2]
-        large = height * width > tiles.WORKING_PIXELS
+        size = (tiles.bucket(height, self.multiple), tiles.bucket(width, self.multiple))
+        large = size[0] * size[1] > tiles.WORKING_PIXELS
         tile = checked_tile(self.tile)
         if not self._can_tile and tile != "off" and height * width > _MOST_PIXELS_WHOLE:
             raise ValueError(
@@ -133,7 +134,6 @@ class Restorer:
         if tile == "auto" and not large:
             whole = True
         if whole:
-            size = (tiles.bucket(height, self.multiple), tiles.bucket(width, self.multiple))
             x = _signed(_padded(pixels, *size))[None]
             yield 0, np.asarray(self._restore_whole(self.weights, self.frozen, x))[0]
             if on_tile:
@@ -144,7 +144,6 @@ class Restorer:
             size = tiles.working_size(*pixels.shape[:2], self.multiple)
             view = _shrunk(pixels, *size)
         else:
-            size = (tiles.bucket(height, self.multiple), tiles.bucket(width, self.multiple))
             pixels = _padded(pixels, *size)
             view = _unit(pixels)
         maps, gates = self._survey(self.weights, self.frozen, (_coloured(view) * 2 - 1)[None])

@@ -1,6 +1,6 @@
 """Sizes that share a compiled program, and pictures worked on in tiles that do not show.
 
-Neighbouring tiles overlap by more than twice the distance over which the network sees (`MARGIN`), and go over
+Neighbouring tiles overlap by more than twice the distance over which the network sees (`margin`), and go over
 into each other, linearly, in the middle of the overlap. There both have computed the same values, provided
 that all that is global, features and gates, is given to them: the transition is a safeguard.
 """
@@ -15,13 +15,19 @@ import numpy as np
 # About 0.5 megapixel: the size at which a larger picture is looked at as a whole.
 WORKING_PIXELS = 2**19
 TILE = 768
-# Over 30 px away from a pixel nothing reaches it through the convolutions (four levels).
-MARGIN = 32
 RAMP = 16
-OVERLAP = 2 * MARGIN + RAMP
 # Tiles have sides in these steps, so that pictures of about one size share a program.
 _STEP = 64
 LEAST_TILE = 3 * _STEP
+
+
+def margin(align: int) -> int:
+    """Farther than this away from a pixel, nothing reaches it through the convolutions.
+
+    align: pixels of the picture to one of the deepest level, 8 for four levels, which see 30 px far; each
+    level more doubles that.
+    """
+    return 4 * max(align, 8)
 
 
 def bucket(length: int, multiple: int) -> int:
@@ -67,10 +73,11 @@ def spans(length: int, tile: int, align: int) -> list[Span]:
     """
     if length <= tile:
         return [Span(0, length, 0, np.ones(length, np.float32))]
-    if tile < LEAST_TILE:
-        raise ValueError(f"tiles: expected {LEAST_TILE} px or more, found {tile}")
     # Rounding the starts may take up to `align` from an overlap.
-    overlap = OVERLAP + align
+    overlap = 2 * margin(align) + RAMP + align
+    least = max(LEAST_TILE, -(-(overlap + 1) // _STEP) * _STEP)
+    if tile < least:
+        raise ValueError(f"tiles: expected {least} px or more, found {tile}")
     count = -(-(length - overlap) // (tile // _STEP * _STEP - overlap))
     side = -(-(length + (count - 1) * overlap) // count)
     side = -(-side // _STEP) * _STEP

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
+
+from difflid_jax.writing import in_one_piece
 
 FORMAT = "1"
 FILE = "model.safetensors"
@@ -98,24 +99,19 @@ def save(
         )
 
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.{secrets.token_hex(4)}"
-    try:
-        with (
-            temporary.open("xb") as file,
-            tqdm(total=end, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar,
-        ):
-            file.write(len(encoded).to_bytes(8, "little"))
-            file.write(encoded)
-            for name in order:
-                array = np.ascontiguousarray(np.asarray(tensors[name]).astype(stored[name], copy=False))
-                file.write(array.reshape(-1).view(np.uint8).data)
-                bar.update(array.nbytes)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / FILE)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with (
+        in_one_piece(folder / FILE) as temporary,
+        temporary.open("xb") as file,
+        tqdm(total=end, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar,
+    ):
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name in order:
+            array = np.ascontiguousarray(np.asarray(tensors[name]).astype(stored[name], copy=False))
+            file.write(array.reshape(-1).view(np.uint8).data)
+            bar.update(array.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
     return folder / FILE
 
 

@@ -77,6 +77,14 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, orientation):
     np.testing.assert_array_equal(shown[corner[orientation]], np.asarray(stored)[0, 0])
 
 
+def test_a_picture_whose_exif_is_broken_is_read_as_it_is_stored(tmp_path):
+    image = Image.fromarray(photo(24, 40))
+    # Neither II nor MM.
+    image.save(tmp_path / "a.jpg", dpi=(72, 72), exif=b"Exif\0\0XX\0*\0\0\0\x08" + bytes(20))
+    image.save(tmp_path / "b.jpg")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), read_image(tmp_path / "b.jpg"))
+
+
 def bad_pictures(folder):
     image = photo()
     good = folder / "good.png"

@@ -227,6 +227,8 @@ def write_mat(path, count=3):
 
 def test_nyus_own_mat_gives_the_same_set(nyu, tmp_path):
     write_mat(tmp_path / "nyu_depth_v2_labeled.mat")
+    with pytest.raises(ValueError, match="has its own depths; leave --depth=plausible out"):
+        open_scenes(tmp_path / "nyu_depth_v2_labeled.mat", "plausible")
     scenes = open_scenes(tmp_path / "nyu_depth_v2_labeled.mat")
     assert isinstance(scenes, MatScenes) and scenes.ids == [1, 2, 3]
     assert FRAMES[scenes.default_frame].mirrored is False

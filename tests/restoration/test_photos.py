@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import struct
 import zlib
@@ -8,6 +9,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from difflid_jax.data.images import write_png
 from difflid_jax.restoration.photos import Photo, read_photo, write_photo
 
 RNG = np.random.default_rng(0)
@@ -208,6 +210,37 @@ def test_tiff_keeps_description_profile_and_resolution(tmp_path):
         assert b'tiff:Orientation="1"' in picture.tag_v2[700]
         assert picture.info["icc_profile"] == ICC
         assert picture.info["dpi"] == (200, 200)
+
+
+def test_tiff_tags_of_another_type_than_usual_are_kept(tmp_path):
+    tifffile.imwrite(tmp_path / "in.tif", scene(3), photometric="rgb")
+    # A resolution is two numbers, RATIONAL; some programs write one, LONG.
+    data = bytearray((tmp_path / "in.tif").read_bytes())
+    struct.pack_into("<HHLL", data, data.index(struct.pack("<HHL", 283, 5, 1)), 283, 4, 1, 9)
+    (tmp_path / "in.tif").write_bytes(data)
+    photo = read_photo(tmp_path / "in.tif")
+    assert photo.kept["tags"][283] == (4, 9)
+    write_photo(tmp_path / "out.tif", photo)
+    assert read_photo(tmp_path / "out.tif").kept["tags"][283] == (4, 9)
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "in.png").write_bytes(raw_png(scene(3)))
+    photo = dataclasses.replace(
+        read_photo(tmp_path / "in.png"), format="TIFF", kept={"tags": {283: (4, "x")}}
+    )
+    with pytest.raises(ValueError, match=r"out\.tif: cannot be written as TIFF .* without its metadata"):
+        write_photo(tmp_path / "out.tif", photo)
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
+    (tmp_path / "in.png").write_bytes(raw_png(scene(3)))
+    # 255 bytes, of which few are characters.
+    path = tmp_path / f"{'霧' * 83}a.png"
+    write_photo(path, read_photo(tmp_path / "in.png"))
+    write_png(path, scene(3))
+    assert path.exists()
 
 
 def test_a_preview_of_the_hazy_picture_is_not_kept(tmp_path):

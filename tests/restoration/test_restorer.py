@@ -131,6 +131,13 @@ def test_padding_to_a_bucket_hardly_changes_a_picture(restorer):
     assert np.abs(padded - exact[:57, :50])[:32, :32].mean() < 0.1 * np.abs(exact - hazy).mean()
 
 
+def test_a_thin_picture_is_large_by_what_is_computed(restorer, monkeypatch):
+    monkeypatch.setattr(tiles, "WORKING_PIXELS", 32 * 512)
+    pieces = []
+    restorer(np.full((1, 1000, 3), 128, np.uint8), on_tile=lambda done, total: pieces.append(total))
+    assert pieces[-1] > 1
+
+
 def test_sizes_share_programs(restorer):
     restorer(np.zeros((64, 64, 3), np.uint8))
     before = restorer.compiled()

@@ -22,8 +22,8 @@ def test_tiles_cover_every_pixel_with_weights_that_sum_to_one(tile, align):
         assert len({span.stop - span.start for span in found}) == 1
         # What a tile gives lies a margin away from every cut.
         for before, after in itertools.pairwise(found):
-            assert before.stop - before.last >= tiles.MARGIN
-            assert after.first - after.start >= tiles.MARGIN
+            assert before.stop - before.last >= 4 * align
+            assert after.first - after.start >= 4 * align
 
 
 def test_bands_put_together_are_the_picture():
@@ -67,3 +67,6 @@ def test_working_size_keeps_the_shape_and_the_amount():
 def test_tiles_too_small_to_overlap_are_refused():
     with pytest.raises(ValueError, match="192 px or more, found 100"):
         tiles.spans(1000, 100, 8)
+    # Six levels see further.
+    with pytest.raises(ValueError, match="320 px or more, found 256"):
+        tiles.spans(1000, 256, 32)
