@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         restorer = load_restorer(weights)
         print(f"{weights}: {restorer.parameters:,} parameters, {restorer.frozen_parameters:,} frozen")
         times = "".join(f"{name:>9}" for name in ("cold", "warm", "call", "per MP", "floor"))
-        print(f"{'size':>12}{'MP':>7}{times}{'computed':>10}{'peak':>10}")
+        print(f"{'size':>12}{'MP':>7}{times}{'times':>7}{'computed':>10}{'peak':>10}")
         for size in sizes:
             _measure(restorer, weights, size, root / f"{size[0]}x{size[1]}")
         if _DEVIATION.value:
@@ -93,7 +93,7 @@ def _measure(restorer: Restorer, weights: str, size: tuple[int, int], folder: Pa
     computed = _flops(restorer, size) / rate
     print(
         f"{size[1]:>7}×{size[0]:<4}{megapixels:>7.2f}{cold:>7.1f} s{warm:>7.1f} s{min(calls):>7.2f} s"
-        f"{min(calls) / megapixels:>7.2f} s{floor:>7.2f} s{computed:>8.2f} s"
+        f"{min(calls) / megapixels:>7.2f} s{floor:>7.2f} s{min(calls) / floor:>7.2f}{computed:>8.2f} s"
         f"{max(first, second) / 2**20:>6,.0f} MiB",
         flush=True,
     )

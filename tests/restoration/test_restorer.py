@@ -4,6 +4,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from difflid_jax.data.haze import add_haze
+from difflid_jax.data.photographs import photographs
 from difflid_jax.features.h_space import HSpaceSpec, h_space
 from difflid_jax.features.prior import load_prior
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
@@ -136,6 +138,17 @@ def test_a_thin_picture_is_large_by_what_is_computed(restorer, monkeypatch):
     pieces = []
     restorer(np.full((1, 1000, 3), 128, np.uint8), on_tile=lambda done, total: pieces.append(total))
     assert pieces[-1] > 1
+
+
+def test_the_shipped_restorer_gives_what_it_gave():
+    _, clean, depth = photographs("test")[0]
+    clean, depth = clean[100:356, 100:420] / np.float32(255), depth[100:356, 100:420]
+    hazy = add_haze(clean, depth, 1.2, 0.85)
+    restored = load_restorer("haze").restore_array(hazy)
+    before, after = (np.square(x - clean).mean() for x in (hazy, restored))
+    assert after < before / 8
+    expected = [[0.49442, 0.38573, 0.32342], [0.66515, 0.2642, 0.23181], [0.43117, 0.38055, 0.36315]]
+    np.testing.assert_allclose(restored[::100, 0], expected, atol=0.1 / 255)
 
 
 def test_sizes_share_programs(restorer):
