@@ -306,6 +306,8 @@ def orientation_of(picture: Image.Image) -> int:
         return 1
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)
+    except (MemoryError, Warning):
+        raise
     except DECODING_ERRORS:
         # Whose pixels are sound is not refused for what is said beside them.
         return 1

@@ -122,7 +122,8 @@ class Restorer:
         """(first row, restored rows in [-1,1]), from top to bottom."""
         height, width = pixels.shape[:2]
         size = (tiles.bucket(height, self.multiple), tiles.bucket(width, self.multiple))
-        large = size[0] * size[1] > tiles.WORKING_PIXELS
+        # A thin picture is small, and what it is padded to is not.
+        large = height * width > tiles.WORKING_PIXELS or math.prod(size) > 2 * tiles.WORKING_PIXELS
         tile = checked_tile(self.tile)
         if not self._can_tile and tile != "off" and height * width > _MOST_PIXELS_WHOLE:
             raise ValueError(

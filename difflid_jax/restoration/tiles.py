@@ -45,10 +45,14 @@ def bucket(length: int, multiple: int) -> int:
 def working_size(height: int, width: int, multiple: int, pixels: int = WORKING_PIXELS) -> tuple[int, int]:
     """About `pixels` in the shape of height × width, both multiples of `multiple`, so that nothing is padded.
 
-    The shape changes by less than multiple/2 px a side, which the features do not mind.
+    The shape changes by less than multiple/2 px a side, which the features do not mind; a thin picture is
+    also shortened, to 1.25 × `pixels`. Nothing is enlarged, but to one `multiple`.
     """
-    scale = math.sqrt(pixels / (height * width))
-    return tuple(max(1, round(side * scale / multiple)) * multiple for side in (height, width))
+    scale = min(1, math.sqrt(pixels / (height * width)))
+    short, long = sorted(max(1, round(side * scale / multiple)) for side in (height, width))
+    long = max(1, min(long, int(1.25 * pixels / (short * multiple**2))))
+    rows, columns = (short, long) if height <= width else (long, short)
+    return rows * multiple, columns * multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,8 @@ def spans(length: int, tile: int, align: int) -> list[Span]:
         return [Span(0, length, 0, np.ones(length, np.float32))]
     # Rounding the starts may take up to `align` from an overlap.
     overlap = 2 * margin(align) + RAMP + align
-    least = max(LEAST_TILE, -(-(overlap + 1) // _STEP) * _STEP)
+    # The ramps on both sides of a tile stay apart.
+    least = max(LEAST_TILE, -(-(overlap + align + RAMP) // _STEP) * _STEP)
     if tile < least:
         raise ValueError(f"tiles: expected {least} px or more, found {tile}")
     count = -(-(length - overlap) // (tile // _STEP * _STEP - overlap))

@@ -136,7 +136,7 @@ def test_padding_to_a_bucket_hardly_changes_a_picture(restorer):
 def test_a_thin_picture_is_large_by_what_is_computed(restorer, monkeypatch):
     monkeypatch.setattr(tiles, "WORKING_PIXELS", 32 * 512)
     pieces = []
-    restorer(np.full((1, 1000, 3), 128, np.uint8), on_tile=lambda done, total: pieces.append(total))
+    restorer(np.full((1, 2100, 3), 128, np.uint8), on_tile=lambda done, total: pieces.append(total))
     assert pieces[-1] > 1
 
 
