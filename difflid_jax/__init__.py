@@ -19,10 +19,9 @@ def load_restorer(name_or_folder: str | os.PathLike = "haze", **options) -> "Res
     options: see `difflid_jax.restoration.restorer.load_restorer`. Sets XLA's flags for the CPU where the
     environment has none (`program.tune_cpu`): JAX reads them when it first computes.
     """
-    from difflid_jax.program import tune_cpu
-
-    tune_cpu(os.environ)
     # Here and not above: reading the version should not take as long as loading JAX.
+    from difflid_jax.program import tune_cpu
     from difflid_jax.restoration.restorer import load_restorer
 
+    tune_cpu(os.environ)
     return load_restorer(name_or_folder, **options)

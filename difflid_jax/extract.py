@@ -9,9 +9,8 @@ pictures. Those that cannot be read are named, and the exit status is then 1.
 In Python: difflid_jax.features.extraction.Extractor.
 """
 
+import contextlib
 import json
-import os
-import secrets
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from difflid_jax.data.files import File, find_files, is_tar
 from difflid_jax.features.extraction import Extractor
 from difflid_jax.program import Refused, one_line, refuse_existing, run
 from difflid_jax.weights import store
+from difflid_jax.writing import in_one_piece
 
 
 def main(argv: Sequence[str]) -> int:
@@ -114,23 +114,21 @@ class NpzWriter:
 
     def __init__(self, path: Path):
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
     def __enter__(self) -> "NpzWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.archive = zipfile.ZipFile(self.temporary, "x")
+        with contextlib.ExitStack() as opened:
+            temporary = opened.enter_context(in_one_piece(self.path))
+            self.archive = opened.enter_context(zipfile.ZipFile(temporary, "x"))
+            self.opened = opened.pop_all()
         return self
 
     def add(self, name: str, array: np.ndarray) -> None:
         with self.archive.open(f"{name}.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array(file, array, allow_pickle=False)
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.archive.close()
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+    def __exit__(self, *raised: Any) -> None:
+        self.opened.__exit__(*raised)
 
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:

@@ -22,3 +22,11 @@ def in_one_piece(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text`, UTF-8, in one piece; it is on the disk before it has its name."""
+    with in_one_piece(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

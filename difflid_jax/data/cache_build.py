@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from difflid_jax.data import cache_format as disk
+from difflid_jax.writing import write_text
 
 _ALIGNMENT = 64
 
@@ -99,7 +100,7 @@ def _take_apart(place: Path, building: Path, key: str) -> None:
     shutil.rmtree(building, ignore_errors=True)
     place.rename(building)
     entries = (f"{i} {entry['crc32']}\n" for i, entry in enumerate(index["items"]))
-    disk.write_atomically(building / "journal.txt", "".join(entries))
+    write_text(building / "journal.txt", "".join(entries))
 
 
 def _layout(items: Sequence[Item], shapes: Sequence[tuple[int, ...]]) -> tuple[list[dict], int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from difflid_jax.writing import in_one_piece
+from difflid_jax.writing import write_text
 
 FORMAT = 1
 
@@ -35,7 +35,7 @@ def is_sound(place: Path, key: str, progress: bool) -> bool:
     if len(verify(place, index["items"], progress)) < len(index["items"]):
         return False
     with contextlib.suppress(OSError):
-        write_atomically(place / "verified.json", json.dumps(current))
+        write_text(place / "verified.json", json.dumps(current))
     return True
 
 
@@ -55,8 +55,8 @@ def write_index(place: Path, key: str, size: int, places: Sequence[dict]) -> Non
     """Write the index, and that `images.bin` is whole as it is now."""
     body = [FORMAT, key, size, places]
     index = dict(zip(("format", "key", "size", "items"), body, strict=True), checksum=digest(body))
-    write_atomically(place / "index.json", json.dumps(index))
-    write_atomically(place / "verified.json", json.dumps(_state(place, index["checksum"])))
+    write_text(place / "index.json", json.dumps(index))
+    write_text(place / "verified.json", json.dumps(_state(place, index["checksum"])))
 
 
 def verify(place: Path, places: Sequence[dict], progress: bool) -> dict[int, int]:
@@ -95,7 +95,7 @@ def file_digests(memory: Path, files: Iterable[Path], progress: bool) -> dict[Pa
                 known[str(file.absolute())] = [stamps[file], found]
         # Only saves time: a cache that is there and may not be written is as good without it.
         with contextlib.suppress(OSError):
-            write_atomically(memory, json.dumps(known))
+            write_text(memory, json.dumps(known))
     return digests
 
 
@@ -107,14 +107,6 @@ def digest(value) -> str:
 def nbytes(place: dict) -> int:
     """The bytes of one array."""
     return int(np.prod(place["shape"], dtype=np.int64)) * np.dtype(place["dtype"]).itemsize
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name, bring it to the disk, rename it."""
-    with in_one_piece(path) as temporary, open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def cores() -> int:

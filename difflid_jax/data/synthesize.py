@@ -37,6 +37,7 @@ from difflid_jax.data.haze import add_haze, plausible_depth
 from difflid_jax.data.images import check_image, write_png
 from difflid_jax.data.rgbd import Frame, parse_ids, read_depth
 from difflid_jax.program import run
+from difflid_jax.writing import write_text
 
 FRAMES: Mapping[str, Frame] = {
     "nyu_mirrored": Frame(mirrored=True),
@@ -237,8 +238,7 @@ def _begin(output: Path, recipe: Recipe, seed: int, made: dict) -> None:
         raise ValueError(f"{output}: is not empty and was not made by this program; name another output")
     else:
         output.mkdir(parents=True, exist_ok=True)
-        manifest.with_suffix(".part").write_text(json.dumps(made, indent=1) + "\n")
-        manifest.with_suffix(".part").rename(manifest)
+        write_text(manifest, json.dumps(made, indent=1) + "\n")
     for folder in ("hazy", recipe.clean_folder):
         (output / folder).mkdir(exist_ok=True)
     rows = [row for scene in sorted(parse_ids(recipe.ids)) for row in recipe.haze(scene, seed)]

@@ -21,7 +21,7 @@ from difflid_jax.evaluation.scoring import Result
 from difflid_jax.evaluation.test_sets import TestSet
 from difflid_jax.metrics.protocols import PROTOCOLS
 from difflid_jax.restoration.methods import Method
-from difflid_jax.writing import in_one_piece
+from difflid_jax.writing import write_text
 
 Scored = Sequence[tuple[Method, Result]]
 
@@ -139,12 +139,6 @@ def write_sheet(path: Path, method: Method, result: Result, test: TestSet, each:
         scores = ", ".join(_number(image[metric], metric) for metric in image if metric != "name")
         labels.append([f"{words}: {image['name']}", f"{method.name}: {scores}", "clean"])
     write_png(path, contact_sheet(rows, labels))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one piece: under another name, then renamed."""
-    with in_one_piece(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _remarkable(result: Result, each: int) -> list[tuple[str, int]]:

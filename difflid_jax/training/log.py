@@ -7,7 +7,6 @@ it resumes from is taken back first.
 import contextlib
 import json
 import math
-import os
 import socket
 import struct
 import sys
@@ -23,6 +22,7 @@ from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
 from difflid_jax.data.images import write_png
+from difflid_jax.writing import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -160,6 +160,4 @@ def take_back(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             continue
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))

@@ -7,7 +7,6 @@ decoded into the cache: then what was made is removed again.
 """
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import jax
 
 from difflid_jax.training import mesh
+from difflid_jax.writing import write_text
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -82,7 +82,5 @@ def create(workdir: Path, config: str) -> None:
     """Make the folder and write the config, JSON, into it."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / f".{CONFIG}"
-        temporary.write_text(config + "\n")
-        os.replace(temporary, workdir / CONFIG)
+        write_text(workdir / CONFIG, config + "\n")
     mesh.wait_for_all("workdir made")

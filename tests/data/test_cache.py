@@ -334,7 +334,7 @@ def test_a_finished_cache_that_cannot_be_written_is_used(tmp_path, folder, monke
     def refuse(path, text):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(cache_format, "write_atomically", refuse)
+    monkeypatch.setattr(cache_format, "write_text", refuse)
     cached, decoded = _open(tmp_path / "cache", folder)
     assert decoded == []
     _assert_right(cached)

@@ -177,6 +177,17 @@ def test_attention_is_the_same_in_any_order_and_chunk(keys, monkeypatch):
             np.testing.assert_allclose(gradient, number, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("keys", [4, 64])
+def test_attention_to_a_key_far_above_the_others_is_its_value(keys):
+    f = jnp.ones((1, 3, 3, 8))
+    k = jnp.zeros((1, 1, keys, 8)).at[0, 0, 1].set(1e6)
+    v = jax.random.normal(jax.random.key(0), k.shape)
+    unchanged = nnx.Linear(8, 8, kernel_init=lambda *_: jnp.eye(8), rngs=nnx.Rngs(0))
+    for sign, expected in ((1, v[:, :, 1]), (-1, (v.sum(2) - v[:, :, 1]) / (keys - 1))):
+        found = attention.attend(f, sign * k, v, query=unchanged, out=unchanged, heads=2)
+        np.testing.assert_allclose(found, jnp.broadcast_to(expected[:, None], found.shape), rtol=1e-5)
+
+
 @pytest.mark.parametrize("keys", [4, 64])  # in either order
 @pytest.mark.parametrize("above", [30, 50, 60, 70, 200])
 def test_attention_to_keys_far_above_the_others_is_the_softmax(keys, above):

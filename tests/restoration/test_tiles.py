@@ -7,7 +7,7 @@ from difflid_jax.restoration import tiles
 
 
 @pytest.mark.parametrize(
-    "tile, align", [(192, 8), (300, 8), (768, 8), (192, 16), (300, 16), (768, 16), (384, 32)]
+    "tile, align", [*itertools.product((tiles.LEAST_TILE, 300, 768), (8, 16)), (384, 32)]
 )
 def test_tiles_cover_every_pixel_with_weights_that_sum_to_one(tile, align):
     for length in [align, 160, 192, 208, 304, 768, 784, 1600, 4000 // align * align, 20_000]:
@@ -62,6 +62,7 @@ def test_working_size_keeps_the_shape_and_the_amount():
         assert rows % 32 == columns % 32 == 0
         assert abs(rows * columns / tiles.WORKING_PIXELS - 1) < 0.06
         assert abs(rows / columns / (height / width) - 1) < 0.05
+    assert tiles.working_size(1, 10**6, 32)[0] == 32
     assert tiles.working_size(450, 1030, 64) == (448, 1024)
     for height, width in ((1, 10**6), (520_000, 1), (8, 8200)):
         rows, columns = tiles.working_size(height, width, 32)
