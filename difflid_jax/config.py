@@ -97,6 +97,7 @@ def default() -> ConfigDict:
                     "white": 0.0,
                     "tint": 0.0,
                     "gamma": (1.0, 1.0),
+                    "light": (1.0, 1.0),
                     "noise": 0.0,
                     "jpeg": (),
                 },

@@ -25,9 +25,11 @@ class HazeSpec:
     airlight, beta: ranges of A and β, drawn evenly for every crop (for every picture in evaluation).
     seed: of the haze of the evaluation pictures.
     The rest is off by default and never applies to evaluation pictures:
-    white: share of the crops with A = 1, as in all of SOTS-indoor, and none of the tint.
+    white: share of the crops with A = 1, as in all of SOTS-indoor, and none of the tint and the light.
     tint: each channel of A is scaled by up to 1 ± tint (and held at 1).
     gamma: range of an exponent on the clean picture before haze, drawn evenly in its logarithm.
+    light: range of a factor on scene and airlight alike, drawn evenly in its logarithm, for rooms that are
+        dim: one for all of half of the crops, in the others one at each corner and between them bilinear.
     noise: the largest standard deviation of Gaussian noise on the hazy picture, in [0,1] units.
     jpeg: range of JPEG qualities for half of the hazy crops; () is none.
     """
@@ -38,17 +40,19 @@ class HazeSpec:
     white: float = 0.0
     tint: float = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
+    light: tuple[float, float] = (1.0, 1.0)
     noise: float = 0.0
     jpeg: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name, low in (("airlight", 0.0), ("beta", 0.0), ("gamma", 1e-3)):
+        for name, low in (("airlight", 0.0), ("beta", 0.0), ("gamma", 1e-3), ("light", 1e-3)):
             span = getattr(self, name)
             if len(span) != 2 or not low <= span[0] <= span[1]:
                 raise ValueError(f"haze.{name} must be two numbers {low:g} <= low <= high, not {span!r}")
         check_seed(self.seed)
-        if self.airlight[1] > 1:
-            raise ValueError(f"haze.airlight must be within [0, 1], not {self.airlight!r}")
+        for name in ("airlight", "light"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(f"haze.{name} must be within [0, 1], not {getattr(self, name)!r}")
         if not 0 <= self.white <= 1:
             raise ValueError(f"haze.white must be a share in [0, 1], not {self.white!r}")
         if not 0 <= self.tint < 1 or not 0 <= self.noise < 1:
@@ -124,7 +128,8 @@ def make_hazy(
     if spec.tint and not plain:
         tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
         airlight = np.minimum(airlight * tint, 1).astype(np.float32)
-    if spec.white and not plain and rng.random() < spec.white:
+    white = spec.white and not plain and rng.random() < spec.white
+    if white:
         airlight = np.float32(1)
     if spec.gamma != (1.0, 1.0) and not plain:
         gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
@@ -132,12 +137,25 @@ def make_hazy(
     # Not `add_haze`: the depth of a window is a part of its picture's, whose farthest point has 65535.
     t = np.exp(np.float32(-beta / 65535) * depth)
     hazy = scatter(clean * np.float32(1 / 255), t, airlight)
+    if spec.light != (1.0, 1.0) and not plain and not white:
+        light = _light(spec.light, clean.shape[:2], rng)
+        hazy, clean = hazy * light, _rounded(clean * light * np.float32(1 / 255))
     if spec.noise and not plain:
         hazy = hazy + rng.standard_normal(hazy.shape, np.float32) * np.float32(rng.uniform(0, spec.noise))
     hazy = _rounded(hazy)
     if spec.jpeg and not plain and rng.integers(2):
         hazy = _through_jpeg(hazy, int(rng.integers(spec.jpeg[0], spec.jpeg[1] + 1)))
     return {"hazy": hazy, "clean": clean}
+
+
+def _light(span: tuple[float, float], shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Factors (H,W,1) within `span`: one for all, or one a corner and between them bilinear."""
+    corners = np.exp(rng.uniform(*np.log(span), (2, 2))).astype(np.float32)
+    if rng.integers(2):
+        corners[:] = corners[0, 0]
+    down, right = (np.linspace(0, 1, size, dtype=np.float32) for size in shape)
+    left, other = (np.outer(1 - down, corners[0, side]) + np.outer(down, corners[1, side]) for side in (0, 1))
+    return (left * (1 - right) + other * right)[..., None]
 
 
 def _mirrored(array: np.ndarray) -> np.ndarray:

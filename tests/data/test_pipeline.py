@@ -280,6 +280,7 @@ def test_airlight_and_beta_are_drawn_anew_for_every_crop():
         ({"noise": 0.05}, False),
         ({"jpeg": (30, 40)}, False),
         ({"gamma": (0.7, 1.4)}, True),
+        ({"light": (0.7, 1.0)}, True),
     ],
 )
 def test_broader_haze_changes_training_pictures_and_never_evaluation(change, touches_clean):
@@ -316,6 +317,28 @@ def test_white_is_the_share_of_crops_whose_airlight_is_one():
     white = (batch["hazy"] == 255).all((1, 2, 3))
     assert 0.2 < white.mean() < 0.4
     assert batch["hazy"][~white].max() < 145
+
+
+def test_light_dims_scene_and_airlight_alike_evenly_or_not_and_leaves_white_haze_alone():
+    items = [
+        InMemory("clean", np.full((16, 16, 3), 200, np.uint8)),
+        InMemory("d", np.full((16, 16), 65535, np.uint16)),
+    ]
+    data = DataSet("depth", Undecoded(items, progress=False), np.array([[0, 1]]), ("a",), "")
+    spec = HazeSpec(airlight=(0.5, 0.5), beta=(0.7, 0.7), white=0.3, light=(0.4, 0.9))
+    (batch,) = _take(Batches(data, CROP, 400, haze=spec), 1)
+    hazy, clean = (batch[name].astype(float) for name in ("hazy", "clean"))
+    dim = (clean < 200).any((1, 2, 3))
+    assert 0.6 < dim.mean() < 0.8 and (clean[~dim] == 200).all()
+    t = np.exp(-0.7)
+    light = clean[dim] / 200
+    assert np.abs(hazy[dim] - light * (200 * t + 127.5 * (1 - t))).max() <= 1
+    assert light.min() >= 0.397 and light.max() <= 0.903
+    assert light.min() < 0.45 and light.max() > 0.85
+    even = np.ptp(light, axis=(1, 2, 3)) == 0
+    assert 0.4 < even.mean() < 0.6
+    # Bilinear: along every row and column the same step from pixel to pixel, but for rounding.
+    assert all(np.abs(np.diff(200 * light[~even], 2, axis)).max() <= 2 for axis in (1, 2))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
