@@ -10,7 +10,8 @@ Else the queries lie along the last axis: a maximum over the keys compares long 
 over the keys is one more row of the product with V, Σₘ eˢ [Vₘ, 1].
 
 A softmax is the same for scores less any number. Their maximum keeps exp from overflow; on a CPU, where no
-score can be far from 0, nothing is taken off: to find the maximum of 16 takes as long as the rest.
+score can be beyond `_LARGEST`, Softmax(s)ₘ ∝ (exp(sₘ/8) / Σ exp(s/8))⁸ does: to find the maximum of 16 takes
+as long as the rest.
 
 Queries are taken a chunk after the other, from F to `out`, so that all that belongs to a chunk stays in a
 CPU's cache.
@@ -23,11 +24,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Scores held at once: 256 KiB for a core of a CPU.
-_MAX_SCORES = {"cpu": (1 << 16) * (os.cpu_count() or 1)}
+# Scores held at once: 512 KiB for a core of a CPU.
+_MAX_SCORES = {"cpu": (1 << 17) * (os.cpu_count() or 1)}
 _MAX_SCORES_ELSEWHERE = 1 << 26
-# exp of plus or minus this, and sums of it, are far inside of float32.
-_SMALL = 70.0
+# exp of an eighth of plus or minus this, and sums of it, are far inside of float32.
+_LARGEST = 560.0
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -89,8 +90,8 @@ def _attend_projecting_last(f, k, v, w_q, b_q, w_o, b_o) -> jax.Array:
         return attended(jax.nn.softmax)
     # |(F, 1)·K| ≤ ‖(F, 1)‖‖K‖ (Cauchy and Schwarz).
     squares = (_squares(f, -1).max(initial=0) + 1) * _squares(folded_k, -2).max()
-    small = jax.lax.stop_gradient(squares) < _SMALL**2
-    return jax.lax.cond(small, lambda: attended(_softmax_of_small), lambda: attended(jax.nn.softmax))
+    bounded = jax.lax.stop_gradient(squares) < _LARGEST**2
+    return jax.lax.cond(bounded, lambda: attended(_softmax_of_bounded), lambda: attended(jax.nn.softmax))
 
 
 def _squares(x: jax.Array, axis: int) -> jax.Array:
@@ -98,16 +99,18 @@ def _squares(x: jax.Array, axis: int) -> jax.Array:
 
 
 @jax.custom_jvp
-def _softmax_of_small(scores: jax.Array) -> jax.Array:
-    """Softmax over the last axis of float32 scores between ±`_SMALL`."""
-    weights = jnp.exp(scores)
+def _softmax_of_bounded(scores: jax.Array) -> jax.Array:
+    """Softmax over the last axis, of M float32 scores between ±`_LARGEST`."""
+    root = jnp.exp(scores / 8)
+    # The largest is at least 1/M, its eighth power no less than float32 holds for an M up to 50,000.
+    weights = (root / root.sum(-1, keepdims=True)) ** 8
     return weights / weights.sum(-1, keepdims=True)
 
 
-@_softmax_of_small.defjvp
-def _softmax_of_small_jvp(primals, tangents):
-    # As of any softmax; that of the quotient would square the sum, beyond float32.
-    weights = _softmax_of_small(*primals)
+@_softmax_of_bounded.defjvp
+def _softmax_of_bounded_jvp(primals, tangents):
+    # As of any softmax; that of the quotients would square the sums, beyond float32.
+    weights = _softmax_of_bounded(*primals)
     (change,) = tangents
     return weights, weights * (change - (weights * change).sum(-1, keepdims=True))
 
