@@ -134,6 +134,9 @@ def _in_chunks(attend_some: Attend, k: jax.Array, v: jax.Array, f: jax.Array, sc
         attended = jax.lax.map(lambda part: again(part, k, v), chunks)
         return attended.reshape(count * chunk, -1)[:queries]
 
+    if batch == 1:
+        # A loop of one turn would copy what it goes over.
+        return attend_one((f[0], k[0], v[0]))[None]
     return jax.lax.map(attend_one, (f, k, v), batch_size=max(1, most // (queries * scores)))
 
 

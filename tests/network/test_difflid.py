@@ -153,22 +153,23 @@ def test_convolutions_in_fewer_steps_are_the_convolutions(size):
             np.testing.assert_allclose(gradient, number, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("keys", [(2, 3), (8, 9)])  # few keys fold into the projections, many do not
-def test_attention_is_the_same_in_any_order_and_chunk(keys, monkeypatch):
-    f = jax.random.normal(jax.random.key(0), (2, 5, 7, 8))
-    k, v = (jax.random.normal(jax.random.key(i), (2, *keys, 12)) for i in (1, 2))
+def test_attention_is_the_same_in_any_order_and_chunk(keys, batch, monkeypatch):
+    f = jax.random.normal(jax.random.key(0), (batch, 5, 7, 8))
+    k, v = (jax.random.normal(jax.random.key(i), (batch, *keys, 12)) for i in (1, 2))
     query, out = (randomised(nnx.Linear(*size, rngs=nnx.Rngs(3))) for size in ((8, 12), (12, 8)))
-    q = query(f).reshape(2, 35, 3, 4)
+    q = query(f).reshape(batch, 35, 3, 4)
 
     def by_formula(k, v):
-        k, v = (x.reshape(2, -1, 3, 4) for x in (k, v))
-        return out(jax.nn.dot_product_attention(q, k, v).reshape(2, 5, 7, 12))
+        k, v = (x.reshape(batch, -1, 3, 4) for x in (k, v))
+        return out(jax.nn.dot_product_attention(q, k, v).reshape(batch, 5, 7, 12))
 
     def summed(attention):
         return jax.grad(lambda k, v: jnp.sum(jnp.square(attention(k, v))), (0, 1))(k, v)
 
     expected, expected_gradients = by_formula(k, v), summed(by_formula)
-    for queries in (2 * 35, 35, 10):  # all at once, a picture after the other, chunks of a picture
+    for queries in (batch * 35, 35, 10):  # all at once, a picture after the other, chunks of a picture
         monkeypatch.setitem(attention._MAX_SCORES, "cpu", queries * 3 * k.shape[1] * k.shape[2])
         found = attention.attend(f, k, v, query=query, out=out, heads=3)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
