@@ -27,8 +27,10 @@ from flax import nnx
 # Scores held at once: 512 KiB for a core of a CPU.
 _MAX_SCORES = {"cpu": (1 << 17) * (os.cpu_count() or 1)}
 _MAX_SCORES_ELSEWHERE = 1 << 26
-# exp of an eighth of plus or minus this, and sums of it, are far inside of float32.
+# exp of an eighth of plus or minus this, and sums of it, are far inside of float32; the largest of so many
+# weights is at least 1/4096, its eighth power 1e-29.
 _LARGEST = 560.0
+_MOST_KEYS = 4096
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -86,7 +88,7 @@ def _attend_projecting_last(f, k, v, w_q, b_q, w_o, b_o) -> jax.Array:
 
         return _in_chunks(attend_some, folded_k, folded_v, f, heads * keys)
 
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or keys > _MOST_KEYS:
         return attended(jax.nn.softmax)
     # |(F, 1)·K| ≤ ‖(F, 1)‖‖K‖ (Cauchy and Schwarz).
     squares = (_squares(f, -1).max(initial=0) + 1) * _squares(folded_k, -2).max()
@@ -100,9 +102,8 @@ def _squares(x: jax.Array, axis: int) -> jax.Array:
 
 @jax.custom_jvp
 def _softmax_of_bounded(scores: jax.Array) -> jax.Array:
-    """Softmax over the last axis, of M float32 scores between ±`_LARGEST`."""
+    """Softmax over the last axis, of up to `_MOST_KEYS` float32 scores between ±`_LARGEST`."""
     root = jnp.exp(scores / 8)
-    # The largest is at least 1/M, its eighth power no less than float32 holds for an M up to 50,000.
     weights = (root / root.sum(-1, keepdims=True)) ** 8
     return weights / weights.sum(-1, keepdims=True)
 

@@ -329,8 +329,9 @@ def test_light_dims_scene_and_airlight_alike_evenly_or_not_and_leaves_white_haze
     (batch,) = _take(Batches(data, CROP, 400, haze=spec), 1)
     hazy, clean = (batch[name].astype(float) for name in ("hazy", "clean"))
     dim = (clean < 200).any((1, 2, 3))
-    assert 0.6 < dim.mean() < 0.8 and (clean[~dim] == 200).all()
     t = np.exp(-0.7)
+    assert 0.6 < dim.mean() < 0.8 and (clean[~dim] == 200).all()
+    assert np.abs(hazy[~dim] - (200 * t + 255 * (1 - t))).max() <= 0.51
     light = clean[dim] / 200
     assert np.abs(hazy[dim] - light * (200 * t + 127.5 * (1 - t))).max() <= 1
     assert light.min() >= 0.397 and light.max() <= 0.903
