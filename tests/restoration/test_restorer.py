@@ -147,7 +147,7 @@ def test_the_shipped_restorer_gives_what_it_gave():
     restored = load_restorer("haze").restore_array(hazy)
     before, after = (np.square(x - clean).mean() for x in (hazy, restored))
     assert after < before / 8
-    expected = [[0.49442, 0.38573, 0.32342], [0.66515, 0.2642, 0.23181], [0.43117, 0.38055, 0.36315]]
+    expected = [[0.48593, 0.38157, 0.32001], [0.63654, 0.24791, 0.23158], [0.47066, 0.42867, 0.41524]]
     np.testing.assert_allclose(restored[::100, 0], expected, atol=0.1 / 255)
 
 

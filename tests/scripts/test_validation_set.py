@@ -41,3 +41,19 @@ def test_pairs_of_several_sets_become_one(tmp_path):
     assert refused.returncode == 2 and "is there already" in refused.stderr
     refused = small_set(f"--output={tmp_path / 'W'}", "--set=nothing")
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+
+
+def test_light_dims_both_pictures_of_a_pair_alike(tmp_path):
+    for number in range(12):
+        picture(tmp_path / "mine" / "hazy" / f"room{number}.png", 200, (48, 48))
+        picture(tmp_path / "mine" / "clean" / f"room{number}.png", 100, (48, 48))
+    sets = f"--set=folders={tmp_path / 'mine'}"
+    done = small_set(f"--output={tmp_path / 'V'}", sets, "--light=0.4,0.8")
+    assert done.returncode == 0, done.stderr
+    pairs, _ = find_pairs(tmp_path / "V", "folders", progress=False)
+    values = np.array([[np.unique(x).item() for x in load_pair(pair)] for pair in pairs])
+    assert (np.abs(values[:, 0] - 2 * values[:, 1]) <= 1).all()
+    assert 80 <= values[:, 0].min() < 110 and 130 < values[:, 0].max() <= 160
+    for wrong in ("0.8,0.4", "0,1", "dim"):
+        refused = small_set(f"--output={tmp_path / 'W'}", sets, f"--light={wrong}")
+        assert refused.returncode == 2 and "--light: expected LOW,HIGH" in refused.stderr
