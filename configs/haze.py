@@ -32,17 +32,27 @@ worse (the demo's two, 25.7 → 24.1 dB). In between lie weights that are good a
 photographs and less white haze. Shares and runs were chosen on V and the demo's photographs.
 
 Why `dim`: rooms may have less light than any picture of NYU. Weights without it take the veil of a dim room
-for more haze than there is, and leave black. On C with scene and airlight dimmed (`validation_set.py
---set=its=C:5 --light=0.35,0.8`) they scored 17.77 dB / .623, those that ship 25.25 / .882. Its share was
-chosen by the mean SSIM over A, B, C, dimmed C and Kodak's photographs made hazy (the card has them all).
+for more haze than there is, and leave black: 17.77 dB / .623 on D, where those that ship have 25.25 / .882.
+Its share was chosen by the mean SSIM over five sets, A, B, C, D, and E of Kodak's photographs (the card has
+all scores):
+
+    V="python scripts/validation_set.py"
+    $V --set=sots_indoor=A:9 --output=VA
+    $V --set=its=B:5 --output=VB
+    $V --set=its=C:5 --output=VC
+    $V --set=its=C:5 --light=0.35,0.8 --output=VD
+    K="python -m difflid_jax.data.synthesize --rgb=Kodak --depth=plausible --first_id=0 --ids=1-24 \\
+        --recipe=its --per_scene=2"
+    $K --output=K1
+    $K --airlight=0.5,0.85 --beta=1,2.2 --output=K2
+    $V --set=its=K1 --set=its=K2 --shrink=3 --output=VE
 
 Data (`nyu_v2_labelled_train.tar` and `BSDS500` in the current folder, for `dim` also `imagenet1000`, a
 photograph of most of ImageNet's classes, or what --config.data.train says):
 RESIDE's indoor training set rebuilt as it is read: clean pictures with measured depth, a fresh A and β for
 every crop; photographs without depth get a plausible one, so that outdoor pictures work, too. The airlight is
 1 in a part of the crops, as in SOTS-indoor, darker and slightly coloured in the others; some crops are
-compressed, brightened or noisy. SOTS and I-HAZE are scored at the end only; the
-card counts how often.
+compressed, brightened or noisy. SOTS and I-HAZE are scored at the end only; the card counts how often.
 
 Crops of 64 px show half of a scene to all of its height: how much haze there is, is seen by the scene, not by
 its detail, and at 620×460 a network trained so scores what it scores at a quarter of that size. A learning

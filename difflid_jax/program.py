@@ -51,6 +51,17 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
         raise Refused(f"{os.fspath(path)}: is there already; --overwrite replaces it")
 
 
+def number_range(values: Sequence[str], flag: str, lowest: float, highest: float) -> tuple[float, float]:
+    """What a list flag says of a range, as numbers. Raises ValueError, naming --`flag`, for anything else."""
+    try:
+        low, high = map(float, values)
+    except ValueError:
+        raise ValueError(f"--{flag}: expected two numbers, as in 0.7,1.0; found {','.join(values)}") from None
+    if not lowest <= low <= high <= highest:
+        raise ValueError(f"--{flag}: expected {lowest:g} ≤ low ≤ high ≤ {highest:g}, found {low:g},{high:g}")
+    return low, high
+
+
 def tune_cpu(environment: MutableMapping[str, str]) -> None:
     """Set the XLA flags that help on CPU, unless `environment` says anything of XLA's flags already.
 

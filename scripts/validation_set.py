@@ -26,7 +26,7 @@ from difflid_jax.data.images import write_png
 from difflid_jax.data.layouts import LAYOUTS
 from difflid_jax.data.pairs import Pair, find_pairs, load_pair
 from difflid_jax.data.report import check_or_raise
-from difflid_jax.program import Refused, run
+from difflid_jax.program import Refused, number_range, run
 
 
 def chosen_pairs(text: str) -> list[Pair]:
@@ -45,45 +45,35 @@ def chosen_pairs(text: str) -> list[Pair]:
     return sorted(pairs, key=lambda pair: pair.name)[::every]
 
 
-def light_span(text: str) -> tuple[float, float]:
-    """'LOW,HIGH' → both. Raises Refused for other than 0 < LOW ≤ HIGH ≤ 1."""
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        low, high = 0, 0
-    if not 0 < low <= high <= 1:
-        raise Refused(f"--light: expected LOW,HIGH with 0 < LOW <= HIGH <= 1, found {text!r}")
-    return low, high
-
-
-def dimmed(picture: Image.Image, name: str, span: tuple[float, float]) -> Image.Image:
-    """By a factor from `span`, even in its logarithm and always the same for one name."""
-    factor = math.exp(np.random.default_rng(zlib.crc32(name.encode())).uniform(*np.log(span)))
-    return picture.point([round(factor * value) for value in range(256)] * 3)
+def dimming(name: str, span: tuple[float, float]) -> float:
+    """A factor from `span`, drawn evenly in its logarithm and always the same for one name."""
+    return math.exp(np.random.default_rng(zlib.crc32(name.encode())).uniform(*np.log(span)))
 
 
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not options.output or not options.set:
         raise Refused("give --output=FOLDER and --set=DATASET=FOLDER, see --help")
-    light = light_span(options.light)
+    light = number_range(options.light, "light", 1e-3, 1)
     output = Path(options.output)
     if output.exists():
         raise Refused(f"{output}: is there already; name another folder")
     pairs = [(number, pair) for number, text in enumerate(options.set) for pair in chosen_pairs(text)]
     for number, pair in tqdm(pairs, unit="pair"):
+        name = f"{number}-{Path(pair.name).stem}.png"
+        factor = dimming(name, light)
+        dimmed = [round(factor * value) for value in range(256)] * 3
         for folder, pixels in zip(("hazy", "clean"), load_pair(pair), strict=True):
             height, width = (max(1, side // options.shrink) for side in pixels.shape[:2])
             small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-            name = f"{number}-{Path(pair.name).stem}.png"
             (output / folder).mkdir(parents=True, exist_ok=True)
-            write_png(output / folder / name, dimmed(small, name, light))
+            write_png(output / folder / name, small.point(dimmed))
     print(f"{output}: {len(pairs)} pairs")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder for the pairs.")
     flags.DEFINE_multi_string("set", [], "DATASET=FOLDER, or DATASET=FOLDER:N for every Nth pair.")
-    flags.DEFINE_string("light", "1,1", "LOW,HIGH: dim each pair by a factor between them.")
+    flags.DEFINE_list("light", ["1", "1"], "Range of a factor by which each pair is dimmed.")
     flags.DEFINE_integer("shrink", 4, "By how much the sides become shorter.", lower_bound=1)
     run(main)

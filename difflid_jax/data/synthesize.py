@@ -36,7 +36,7 @@ from difflid_jax.data.files import File, find_files, members
 from difflid_jax.data.haze import add_haze, plausible_depth
 from difflid_jax.data.images import check_image, write_png
 from difflid_jax.data.rgbd import Frame, parse_ids, read_depth
-from difflid_jax.program import run
+from difflid_jax.program import number_range, run
 from difflid_jax.writing import write_text
 
 FRAMES: Mapping[str, Frame] = {
@@ -341,8 +341,8 @@ def main(argv: Sequence[str]) -> int:
     recipe = RECIPES[options.recipe]
     recipe = replace(recipe, ids=options.ids or recipe.ids, per_scene=options.per_scene)
     if recipe.name == "its":
-        airlight = _range(options.airlight, "airlight", 1.0)
-        recipe = replace(recipe, airlight=airlight, beta=_range(options.beta, "beta", 100.0))
+        airlight = number_range(options.airlight, "airlight", 0, 1)
+        recipe = replace(recipe, airlight=airlight, beta=number_range(options.beta, "beta", 0, 100))
     scenes = open_scenes(options.rgb, options.depth or None, options.first_id)
     frame = FRAMES[options.frame] if options.frame else None
     count = synthesize(
@@ -350,16 +350,6 @@ def main(argv: Sequence[str]) -> int:
     )
     print(f"{options.output}: {count} pictures written" if count else f"{options.output}: was whole already")
     return 0
-
-
-def _range(values: Sequence[str], name: str, highest: float) -> tuple[float, float]:
-    try:
-        low, high = map(float, values)
-    except ValueError:
-        raise ValueError(f"--{name}: expected two numbers, as in 0.7,1.0; found {','.join(values)}") from None
-    if not 0 <= low <= high <= highest:
-        raise ValueError(f"--{name}: expected 0 ≤ low ≤ high ≤ {highest:g}, found {low:g},{high:g}")
-    return low, high
 
 
 if __name__ == "__main__":

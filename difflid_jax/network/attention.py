@@ -9,9 +9,9 @@ training crop the former is cheaper.
 Else the queries lie along the last axis: a maximum over the keys compares long rows, and the softmax's sum
 over the keys is one more row of the product with V, Σₘ eˢ [Vₘ, 1].
 
-A softmax is the same for scores less any number. Their maximum keeps exp from overflow; on a CPU, where no
-score can be beyond `_LARGEST`, Softmax(s)ₘ ∝ (exp(sₘ/8) / Σ exp(s/8))⁸ does: to find the maximum of 16 takes
-as long as the rest.
+A softmax is the same for scores less any number, and their maximum keeps exp from overflow. To find the
+maximum of 16 takes as long as the rest: on a CPU, where no score can be beyond `_LARGEST`, it is left out,
+and Softmax(s)ₘ ∝ (exp(sₘ/8) / Σ exp(s/8))⁸ keeps within float32.
 
 Queries are taken a chunk after the other, from F to `out`, so that all that belongs to a chunk stays in a
 CPU's cache.
