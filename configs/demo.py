@@ -12,7 +12,7 @@ It ends after 500 steps of 4 crops, or after 5 minutes on a slower machine. Expe
 above the hazy pictures and above the dark channel prior; the README has the figures.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 
 def get_config():

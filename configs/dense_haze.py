@@ -9,7 +9,7 @@ takes pairs 01 to 50, the test 51 to 55:
         --config.prior=/weights/imagenet256
 
 1. Data: Dense-Haze (55 pairs, 1600x1200) from its NTIRE page;
-   `python -m difflid_jax.data /data/Dense-Haze --dataset=dense_haze` checks the pairs.
+   `python -m difflid_jax.check_data /data/Dense-Haze --dataset=dense_haze` checks the pairs.
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 
@@ -19,7 +19,7 @@ What a step costs on your machine: `python scripts/benchmark.py train --config=c
 Expected score, from the paper: 16.97 dB PSNR, 0.584 SSIM, 0.406 LPIPS; not reproduced here so far.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 
 def get_config():

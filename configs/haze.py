@@ -18,7 +18,7 @@ Five runs, each but the first from weights before it; those that ship are an ave
 
 V, pairs of NYU ids 1300–1399 at a quarter of their size, made hazy in three ways:
 
-    S="python -m difflid_jax.data.synthesize --rgb=nyu_v2_labelled_train.tar --ids=1300-1399"
+    S="python -m difflid_jax.synthesize --rgb=nyu_v2_labelled_train.tar --ids=1300-1399"
     $S --recipe=sots_indoor --output=A
     $S --recipe=its --per_scene=2 --output=B
     $S --recipe=its --per_scene=2 --airlight=0.5,0.85 --beta=1,2.2 --output=C
@@ -41,7 +41,7 @@ all scores):
     $V --set=its=B:5 --output=VB
     $V --set=its=C:5 --output=VC
     $V --set=its=C:5 --light=0.35,0.8 --output=VD
-    K="python -m difflid_jax.data.synthesize --rgb=Kodak --depth=plausible --first_id=0 --ids=1-24 \\
+    K="python -m difflid_jax.synthesize --rgb=Kodak --depth=plausible --first_id=0 --ids=1-24 \\
         --recipe=its --per_scene=2"
     $K --output=K1
     $K --airlight=0.5,0.85 --beta=1,2.2 --output=K2
@@ -63,7 +63,7 @@ the size it was trained at, t₂ = 300, where its features tell haze best, one c
 averaged weights.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 RUNS = ("start", "long", "last", "varied", "dim")
 

@@ -9,7 +9,7 @@ takes `our485`, the test `eval15`:
         --config.prior=/weights/imagenet256
 
 1. Data: LOL (485 and 15 pairs, 600x400), folders `our485` and `eval15`;
-   `python -m difflid_jax.data /data/LOL --dataset=lol_v1` checks the pairs.
+   `python -m difflid_jax.check_data /data/LOL --dataset=lol_v1` checks the pairs.
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 
@@ -19,7 +19,7 @@ What a step costs on your machine: `python scripts/benchmark.py train --config=c
 Expected score, from the paper: 23.30 dB PSNR, 0.849 SSIM, 0.136 LPIPS, 55.88 FID; not reproduced here so far.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 
 def get_config():

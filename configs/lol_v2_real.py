@@ -9,7 +9,7 @@ takes `Train`, the test `Test`:
         --config.prior=/weights/imagenet256
 
 1. Data: LOL-v2 (689 and 100 real pairs), folder `Real_captured`;
-   `python -m difflid_jax.data /data/LOL-v2/Real_captured --dataset=lol_v2_real` checks the pairs.
+   `python -m difflid_jax.check_data /data/LOL-v2/Real_captured --dataset=lol_v2_real` checks the pairs.
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 
@@ -19,7 +19,7 @@ What a step costs on your machine: `python scripts/benchmark.py train --config=c
 Expected score, from the paper: 22.35 dB PSNR, 0.874 SSIM, 0.186 LPIPS, 42.49 FID; not reproduced here so far.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 
 def get_config():

@@ -14,7 +14,7 @@ Expected: a noise loss of about 0.05 after 1,000 steps of 32 crops of 32 px, of 
 64 px. `python scripts/prior_check.py` tells whether a prior is worth building on.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 
 def get_config():

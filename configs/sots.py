@@ -7,7 +7,7 @@ Command (one line; the first two paths are the data sets' own folders, the third
         --config.prior=/weights/imagenet256
 
 1. Data: ITS (standard, 13,990 hazy and 1,399 clean pictures) and SOTS from the RESIDE page;
-   `python -m difflid_jax.data /data/RESIDE/ITS --dataset=its` checks the pairs.
+   `python -m difflid_jax.check_data /data/RESIDE/ITS --dataset=its` checks the pairs.
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 
@@ -19,7 +19,7 @@ paper names no validation set. To choose on held-out scenes, take ids 1300 to 13
 folder and give them as --config.data.validation.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 
 def get_config():

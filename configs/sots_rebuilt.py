@@ -6,7 +6,7 @@
         --config.data.validation=V --config.data.validation_source=folders \\
         --config.data.test=SOTS/indoor --config.data.test_source=folders
 
-V: `python -m difflid_jax.data.synthesize --recipe=sots_indoor --ids=1300-1399 --output=V
+V: `python -m difflid_jax.synthesize --recipe=sots_indoor --ids=1300-1399 --output=V
 --rgb=nyu_v2_labelled_train.tar`. `python scripts/compare_runs.py` draws the learning curves of such runs and
 tells their spread.
 
@@ -22,7 +22,7 @@ every crop) at a size that a laptop trains: widths 16 to 128; crops of 64 px tha
 of its height; 400 steps of 16 crops, one cosine. About seven minutes a run on one CPU core.
 """
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 ARMS = ("full", "random", "baseline")
 

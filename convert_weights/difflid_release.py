@@ -17,8 +17,8 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
+from difflid_jax.cli import Refused, refuse_existing, run
 from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
-from difflid_jax.program import Refused, refuse_existing, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch

@@ -25,9 +25,9 @@ from absl import flags
 from flax import nnx
 
 from convert_weights.guided_diffusion_flags import spec_from_flags
+from difflid_jax.cli import Refused, refuse_existing, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.unet import PARTS, UNet, UNetSpec
-from difflid_jax.program import Refused, refuse_existing, run
 from difflid_jax.weights import store
 from difflid_jax.weights.download import fetch, sha256_of
 from difflid_jax.weights.rules import CONV, LINEAR, POINTWISE, Rule, map_tensors

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from difflid_jax.program import Refused, refuse_existing, run
+from difflid_jax.cli import Refused, refuse_existing, run
 from difflid_jax.weights import store
 
 _MAX_BYTES = 1 << 20  # the authors' files have 9 kB and 32 kB

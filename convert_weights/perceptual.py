@@ -22,12 +22,12 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from difflid_jax.features.lpips_package import read_lpips_package
-from difflid_jax.features.resnet50 import ResNet50
-from difflid_jax.features.vgg16 import STAGES, VGG16
-from difflid_jax.metrics.inception import InceptionNetwork
+from difflid_jax.backbones.inception import InceptionNetwork
+from difflid_jax.backbones.lpips_package import read_lpips_package
+from difflid_jax.backbones.resnet50 import ResNet50
+from difflid_jax.backbones.vgg16 import STAGES, VGG16
+from difflid_jax.cli import Refused, refuse_existing, run
 from difflid_jax.metrics.lpips import lpips_tensors
-from difflid_jax.program import Refused, refuse_existing, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch

@@ -20,7 +20,7 @@ def load_restorer(name_or_folder: str | os.PathLike = "haze", **options) -> "Res
     environment has none (`program.tune_cpu`): JAX reads them when it first computes.
     """
     # Here and not above: reading the version should not take as long as loading JAX.
-    from difflid_jax.program import tune_cpu
+    from difflid_jax.cli import tune_cpu
     from difflid_jax.restoration.restorer import load_restorer
 
     tune_cpu(os.environ)

@@ -28,18 +28,18 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from difflid_jax import config as schema
-from difflid_jax.data.layouts import LAYOUTS
-from difflid_jax.evaluation import report
+from difflid_jax import parallel as mesh
+from difflid_jax.backbones.inception import load_inception
+from difflid_jax.cli import Refused, run
+from difflid_jax.config import schema
+from difflid_jax.data.pairing.layouts import LAYOUTS
+from difflid_jax.evaluation import tables as report
+from difflid_jax.evaluation.methods import METHODS, Method, load_methods
 from difflid_jax.evaluation.scoring import evaluate
 from difflid_jax.evaluation.test_sets import TestSet, open_restored, open_test_set
-from difflid_jax.metrics.inception import load_inception
 from difflid_jax.metrics.lpips import CHANNELS, Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
-from difflid_jax.program import Refused, run
-from difflid_jax.restoration.methods import METHODS, Method, load_methods
 from difflid_jax.restoration.restorer import use_compilation_cache
-from difflid_jax.training import mesh
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -25,10 +25,10 @@ from absl import flags
 from jax import export
 from jax.errors import InconclusiveDimensionOperation
 
+from difflid_jax.atomic import in_one_piece
+from difflid_jax.cli import Refused, run
 from difflid_jax.features.h_space import pad_to_multiple
-from difflid_jax.program import Refused, run
 from difflid_jax.restoration.restorer import Restorer, load_restorer
-from difflid_jax.writing import in_one_piece
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

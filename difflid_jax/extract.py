@@ -23,11 +23,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from difflid_jax.atomic import in_one_piece
+from difflid_jax.cli import Refused, one_line, refuse_existing, run
 from difflid_jax.data.files import File, find_files, is_tar
 from difflid_jax.features.extraction import Extractor
-from difflid_jax.program import Refused, one_line, refuse_existing, run
 from difflid_jax.weights import store
-from difflid_jax.writing import in_one_piece
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,18 +23,18 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from difflid_jax import config as schema
+from difflid_jax import parallel as devices
+from difflid_jax.cli import Refused, one_line, run
+from difflid_jax.config import schema
 from difflid_jax.data.augment import CropSpec
-from difflid_jax.data.images import contact_sheet
 from difflid_jax.data.pipeline import Batches, signed
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.objective import hybrid_loss, loss_by_time
 from difflid_jax.diffusion.sampling import Sampler
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
-from difflid_jax.program import Refused, one_line, run
+from difflid_jax.images.files import contact_sheet
 from difflid_jax.training import loop, throughput, workdir
-from difflid_jax.training import mesh as devices
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.loop import Diverged, Interruption

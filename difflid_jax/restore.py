@@ -24,9 +24,9 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 from tqdm import tqdm
 
-from difflid_jax.data.images import contact_sheet, write_png
-from difflid_jax.program import Refused, one_line, run
-from difflid_jax.restoration.photos import EXTENSIONS, MAX_PIXELS, read_photo, write_photo
+from difflid_jax.cli import Refused, one_line, run
+from difflid_jax.images.files import contact_sheet, write_png
+from difflid_jax.images.photos import EXTENSIONS, MAX_PIXELS, read_photo, write_photo
 from difflid_jax.restoration.restorer import (
     Restorer,
     checked_strength,

@@ -17,10 +17,10 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.data.images import contact_sheet, write_png
+from difflid_jax.cli import Refused, refuse_existing, run
 from difflid_jax.diffusion.sampling import SAMPLERS, Sampler
 from difflid_jax.features.prior import load_prior
-from difflid_jax.program import Refused, refuse_existing, run
+from difflid_jax.images.files import contact_sheet, write_png
 
 
 def main(argv: Sequence[str]) -> None:

@@ -31,20 +31,19 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from difflid_jax import config as schema
-from difflid_jax import experiment
+from difflid_jax import parallel as devices
+from difflid_jax.cli import Refused, run
+from difflid_jax.config import experiment, schema
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
-from difflid_jax.program import Refused, run
 from difflid_jax.restoration.restorer import Restorer, use_compilation_cache
 from difflid_jax.training import loop, throughput, workdir
-from difflid_jax.training import mesh as devices
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.loop import Diverged, Interruption
-from difflid_jax.training.objective import restoration_loss
+from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import TrainState, initial_state, make_step
 from difflid_jax.training.validation import Scorer
 from difflid_jax.weights import store

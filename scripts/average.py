@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from difflid_jax.program import Refused, refuse_existing, run
+from difflid_jax.cli import Refused, refuse_existing, run
 from difflid_jax.weights import store
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.program import Refused, run
+from difflid_jax.cli import Refused, run
 from difflid_jax.training.log import METRICS
 
 Curve = dict[int, float]  # step → score

@@ -27,14 +27,13 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from difflid_jax import config as schema
-from difflid_jax import experiment
+from difflid_jax import parallel as devices
+from difflid_jax.cli import Refused, run
+from difflid_jax.config import experiment, schema
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.network.difflid import DiffLI2D
-from difflid_jax.program import Refused, run
 from difflid_jax.restoration.restorer import use_compilation_cache
-from difflid_jax.training import mesh as devices
-from difflid_jax.training.objective import restoration_loss
+from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import TrainState, initial_state, make_step
 
 # Aimed at on an H200.

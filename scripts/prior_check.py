@@ -34,14 +34,14 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from difflid_jax.data.images import contact_sheet, write_png
+from difflid_jax.cli import Refused, run
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.sampling import Sampler, kept_timesteps
 from difflid_jax.evaluation import prior as measures
-from difflid_jax.evaluation import report
+from difflid_jax.evaluation import tables as report
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.features.prior import Prior, load_prior, random_prior
-from difflid_jax.program import Refused, run
+from difflid_jax.images.files import contact_sheet, write_png
 from difflid_jax.restoration.restorer import use_compilation_cache
 
 # What the results depend on, beside the scenes.

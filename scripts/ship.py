@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from difflid_jax.program import Refused, run
+from difflid_jax.cli import Refused, run
 from difflid_jax.weights import store
 
 

@@ -22,11 +22,11 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from difflid_jax.data.images import write_png
-from difflid_jax.data.layouts import LAYOUTS
-from difflid_jax.data.pairs import Pair, find_pairs, load_pair
-from difflid_jax.data.report import check_or_raise
-from difflid_jax.program import Refused, number_range, run
+from difflid_jax.cli import Refused, number_range, run
+from difflid_jax.data.pairing.layouts import LAYOUTS
+from difflid_jax.data.pairing.pairs import Pair, find_pairs, load_pair
+from difflid_jax.data.pairing.report import check_or_raise
+from difflid_jax.images.files import write_png
 
 
 def chosen_pairs(text: str) -> list[Pair]:

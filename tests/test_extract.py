@@ -13,12 +13,12 @@ from absl import flags
 from flax import nnx
 
 from difflid_jax import extract
-from difflid_jax.data.images import write_png
+from difflid_jax.cli import Refused
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.extraction import Extractor
 from difflid_jax.features.h_space import pad_to_multiple
-from difflid_jax.program import Refused
+from difflid_jax.images.files import write_png
 from difflid_jax.weights import store
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from difflid_jax import config as schema
 from difflid_jax import pretrain
+from difflid_jax.config import schema
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet
 from difflid_jax.features.prior import load_prior

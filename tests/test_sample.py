@@ -10,11 +10,11 @@ from absl import flags
 from flax import nnx
 
 from difflid_jax import sample
-from difflid_jax.data.images import read_image
+from difflid_jax.cli import Refused
 from difflid_jax.diffusion.sampling import kept_timesteps, shortened, step_back
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
-from difflid_jax.program import Refused
+from difflid_jax.images.files import read_image
 from difflid_jax.weights import store
 
 SPEC = UNetSpec(

@@ -4,7 +4,7 @@
     builder = tfds.builder("dehazing_pairs/sots_indoor", data_dir=…, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=ROOT))
 
-or `python -m difflid_jax.data ROOT --dataset sots_indoor --tfds DATA_DIR`. TensorFlow is never imported.
+or `python -m difflid_jax.check_data ROOT --dataset sots_indoor --tfds DATA_DIR`. TensorFlow is not used.
 
 An example is (name, hazy, clean), in the order of `pairs.find_pairs`. A picture keeps the bytes of its
 file where these are 8-bit RGB, else (a border to cut, grey, another format) its pixels are written as PNG:
@@ -26,9 +26,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from difflid_jax.data.images import decode_image, read_header, read_image
-from difflid_jax.data.layouts import LAYOUTS, layout_of
-from difflid_jax.data.pairs import Pair, check_or_raise, find_parts, load_clean
+from difflid_jax.data.pairing.layouts import LAYOUTS, layout_of
+from difflid_jax.data.pairing.pairs import Pair, check_or_raise, find_parts, load_clean
+from difflid_jax.images.files import decode_image, read_header, read_image
 
 _ENCODED = {"hazy": tfds.decode.SkipDecoding(), "clean": tfds.decode.SkipDecoding()}
 
@@ -43,7 +43,7 @@ class DehazingPairs(tfds.core.GeneratorBasedBuilder):
     code_path = None
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Get the data set from its authors and give its folder as manual_dir; "
-        "`python -m difflid_jax.data ROOT --dataset NAME` checks it."
+        "`python -m difflid_jax.check_data ROOT --dataset NAME` checks it."
     )
 
     def __init__(self, *, allow_missing: bool = False, file_format: str = "array_record", **options):
@@ -176,7 +176,7 @@ def _version_folder(root: Path, dataset: str) -> Path:
             return folder
     raise ValueError(
         f"{root}: no TFDS build of {dataset} (version {version}) here; "
-        f"make it with python -m difflid_jax.data ROOT --dataset {dataset} --tfds {root}"
+        f"make it with python -m difflid_jax.check_data ROOT --dataset {dataset} --tfds {root}"
     )
 
 

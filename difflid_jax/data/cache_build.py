@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from difflid_jax.atomic import write_text
 from difflid_jax.data import cache_format as disk
-from difflid_jax.writing import write_text
 
 _ALIGNMENT = 64
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from difflid_jax.writing import write_text
+from difflid_jax.atomic import write_text
 
 FORMAT = 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from difflid_jax.data.images import (
+from difflid_jax.images.files import (
     EXTENSIONS,
     MAX_PIXELS,
     Header,

@@ -8,7 +8,7 @@ picture this reproduces RESIDE's own files.
 
 import numpy as np
 
-from difflid_jax.data.guided_filter import guided_filter
+from difflid_jax.baselines.guided_filter import guided_filter
 
 
 def transmission(depth: np.ndarray, beta: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from difflid_jax.data.files import File, find_files, is_tar
-from difflid_jax.data.images import DECODING_ERRORS, MAX_PIXELS, open_picture, reason
+from difflid_jax.images.files import DECODING_ERRORS, MAX_PIXELS, open_picture, reason
 
 _SMOOTHING = 2.0  # pixels; the best of 1, 1.5, 2, 3, 5 on the four ITS files, by a narrow margin
 _MAX_HOLES = 0.001

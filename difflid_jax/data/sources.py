@@ -23,9 +23,9 @@ from difflid_jax.data import rgbd
 from difflid_jax.data.cache import DecodedCache, Item, Undecoded, fingerprint, open_cache
 from difflid_jax.data.files import File, find_files
 from difflid_jax.data.haze import plausible_depth
-from difflid_jax.data.images import EXTENSIONS
-from difflid_jax.data.pairs import Report, check_or_raise, find_pairs
+from difflid_jax.data.pairing.pairs import Report, check_or_raise, find_pairs
 from difflid_jax.data.photographs import photographs
+from difflid_jax.images.files import EXTENSIONS
 
 SOURCES = ("folders", "tfds", "photographs", "rgbd", "images")
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from difflid_jax.backbones.inception import CHANNELS, Inception
 from difflid_jax.metrics import protocols
 from difflid_jax.metrics.fid import FeatureStatistics, frechet_distance
-from difflid_jax.metrics.inception import CHANNELS, Inception
 from difflid_jax.metrics.merge import bytes_of_all_processes
 from difflid_jax.metrics.scores import score_all
 

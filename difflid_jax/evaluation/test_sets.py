@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from difflid_jax.data import pairs
+from difflid_jax.data.pairing import pairs
 from difflid_jax.data.pipeline import Evaluation, HazeSpec
 from difflid_jax.data.sources import open_data
 

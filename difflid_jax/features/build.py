@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from difflid_jax.backbones.imagenet import STRIDE
+from difflid_jax.backbones.resnet50 import load_resnet50
+from difflid_jax.backbones.vgg16 import load_vgg16
 from difflid_jax.diffusion.unet import UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec, feature_channels, h_space
-from difflid_jax.features.imagenet import STRIDE
 from difflid_jax.features.prior import load_prior, random_prior
 from difflid_jax.features.release import release_features
-from difflid_jax.features.resnet50 import load_resnet50
-from difflid_jax.features.vgg16 import load_vgg16
 from difflid_jax.weights import store
 
 KINDS = ("h_space", "vgg16", "resnet50", "release")

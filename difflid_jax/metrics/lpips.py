@@ -16,9 +16,9 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from difflid_jax.features.imagenet import normalised
-from difflid_jax.features.lpips_package import LpipsPackage, read_lpips_package
-from difflid_jax.features.vgg16 import VGG16
+from difflid_jax.backbones.imagenet import normalised
+from difflid_jax.backbones.lpips_package import LpipsPackage, read_lpips_package
+from difflid_jax.backbones.vgg16 import VGG16
 from difflid_jax.metrics.fidelity import checked_pair
 from difflid_jax.weights import store
 

@@ -7,7 +7,7 @@ F' = W_O · Softmax(QKᵀ/√d) V + F
 import jax
 from flax import nnx
 
-from difflid_jax.network.attention import attend
+from difflid_jax.layers.attention import attend
 
 
 class ContentIntegration(nnx.Module):

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from difflid_jax.layers.cpu import enlarged, from_few, to_few
 from difflid_jax.network.cim import ContentIntegration
-from difflid_jax.network.convolutions import enlarged, from_few, to_few
 from difflid_jax.network.hae import WHOLE, HazeAwareEnhancement
 from difflid_jax.network.self_attention import SelfAttention
 

@@ -9,7 +9,7 @@ width chosen so that the parameters equal those of the module replaced. It sees 
 import jax
 from flax import nnx
 
-from difflid_jax.network.attention import attend
+from difflid_jax.layers.attention import attend
 
 
 class SelfAttention(nnx.Module):

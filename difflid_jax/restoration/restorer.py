@@ -23,9 +23,10 @@ from PIL import Image
 
 from difflid_jax.features.build import FrozenFeatures, build_features
 from difflid_jax.features.h_space import HSpaceSpec
+from difflid_jax.images import kinds as image_kinds
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
-from difflid_jax.restoration import image_kinds, tiles
+from difflid_jax.restoration import tiles
 from difflid_jax.weights import store
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from difflid_jax.training import mesh as devices
+from difflid_jax import parallel as devices
 
 SEAL = "seal.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is still writing

@@ -21,8 +21,8 @@ from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
-from difflid_jax.data.images import write_png
-from difflid_jax.writing import write_text
+from difflid_jax.atomic import write_text
+from difflid_jax.images.files import write_png
 
 METRICS = "metrics.jsonl"
 

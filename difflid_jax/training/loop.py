@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from difflid_jax.training import mesh as devices
+from difflid_jax import parallel as devices
 from difflid_jax.training import throughput
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog

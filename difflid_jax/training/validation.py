@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from difflid_jax.data.images import contact_sheet
+from difflid_jax import parallel as devices
 from difflid_jax.data.pipeline import Evaluation
 from difflid_jax.evaluation import scoring
+from difflid_jax.images.files import contact_sheet
 from difflid_jax.metrics.lpips import Lpips
-from difflid_jax.training import mesh as devices
 from difflid_jax.training.loop import Evaluate
 
 _SHEET_ROWS = 4

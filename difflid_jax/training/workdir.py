@@ -14,8 +14,8 @@ from pathlib import Path
 
 import jax
 
-from difflid_jax.training import mesh
-from difflid_jax.writing import write_text
+from difflid_jax import parallel as mesh
+from difflid_jax.atomic import write_text
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"

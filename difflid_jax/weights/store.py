@@ -22,7 +22,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from difflid_jax.writing import in_one_piece
+from difflid_jax.atomic import in_one_piece
 
 FORMAT = "1"
 FILE = "model.safetensors"

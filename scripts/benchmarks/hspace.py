@@ -25,12 +25,12 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
+from difflid_jax.cli import Refused, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec, h_space
 from difflid_jax.features.prior import load_prior
-from difflid_jax.program import Refused, run
 from difflid_jax.training.throughput import flops
 from difflid_jax.weights import store
 

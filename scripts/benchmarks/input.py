@@ -16,14 +16,14 @@ from pathlib import Path
 from absl import flags
 from PIL import Image
 
-from difflid_jax.data.images import write_png
+from difflid_jax.cli import run
 from difflid_jax.data.photographs import photographs
 from difflid_jax.data.pipeline import Batches, CropSpec, Evaluation
 from difflid_jax.data.sources import DataSet, open_data
-from difflid_jax.program import run
+from difflid_jax.images.files import write_png
 
 _DATA = flags.DEFINE_string("data", "", "Root of a data set of pairs; empty: pairs made from photographs.")
-_DATASET = flags.DEFINE_string("dataset", "folders", "Its layout, a name of difflid_jax/data/layouts.py.")
+_DATASET = flags.DEFINE_string("dataset", "folders", "Its layout, a name of data/pairing/layouts.py.")
 _CROP = flags.DEFINE_integer("crop", 128, "Side of the crops.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 40, "Crops in a batch.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Length of each measurement.", lower_bound=0.1)

@@ -32,12 +32,13 @@ from absl import flags
 from flax import nnx
 from PIL import Image
 
+from difflid_jax.cli import Refused, run
 from difflid_jax.data.photographs import photographs
 from difflid_jax.features.build import build_features
 from difflid_jax.features.h_space import HSpaceSpec
-from difflid_jax.network import attention, difflid
+from difflid_jax.layers import attention
+from difflid_jax.network import difflid
 from difflid_jax.network.difflid import PRESETS, DiffLI2D, NetworkSpec
-from difflid_jax.program import Refused, run
 from difflid_jax.restoration import tiles
 from difflid_jax.restoration.restorer import Restorer, load_restorer
 from difflid_jax.training.throughput import flops

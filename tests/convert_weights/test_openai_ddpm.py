@@ -21,11 +21,11 @@ from flax import nnx
 
 from convert_weights import openai_ddpm
 from convert_weights.guided_diffusion_flags import spec_from_flags
+from difflid_jax.cli import Refused
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.prior import load_prior
-from difflid_jax.program import Refused
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import map_tensors
 from difflid_jax.weights.torch_file import read_torch

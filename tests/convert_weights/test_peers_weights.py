@@ -9,7 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from convert_weights.peers import convert
-from difflid_jax.program import one_line
+from difflid_jax.cli import one_line
 
 KERNELS = {
     "conv1": (3, 3, 1, 1),

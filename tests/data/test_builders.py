@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from difflid_jax.data import builders
-from difflid_jax.data.images import write_png
-from difflid_jax.data.pairs import find_pairs, load_pair
+from difflid_jax.data.pairing.pairs import find_pairs, load_pair
+from difflid_jax.images.files import write_png
 
 
 def photo(seed, height=20, width=24):

@@ -11,8 +11,8 @@ from scipy.optimize import minimize_scalar
 
 from difflid_jax.data.files import File, find_files
 from difflid_jax.data.haze import scatter
-from difflid_jax.data.images import read_image
 from difflid_jax.data.rgbd import Frame, depth_size, find_scenes, has_depth, read_depth
+from difflid_jax.images.files import read_image
 
 WHOLE = Frame(mirrored=False, crop=None, first_id=0)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from difflid_jax.data import rgbd
 from difflid_jax.data.builders import build
-from difflid_jax.data.pairs import find_pairs, load_pair
+from difflid_jax.data.pairing.pairs import find_pairs, load_pair
 from difflid_jax.data.photographs import photographs
 from difflid_jax.data.pipeline import Batches, CropSpec, Evaluation
 from difflid_jax.data.rgbd import Frame

@@ -11,12 +11,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from difflid_jax.data.images import read_image
 from difflid_jax.data.sources import open_data
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.evaluation import prior as measures
 from difflid_jax.features.h_space import HSpaceSpec, h_space
 from difflid_jax.features.prior import load_prior
+from difflid_jax.images.files import read_image
 from difflid_jax.weights import store
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prior_check.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from difflid_jax.data.images import write_png
+from difflid_jax.images.files import write_png
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "results.py"
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from difflid_jax.network import attention, cim, hae
-from difflid_jax.network.convolutions import enlarged, from_few, to_few
+from difflid_jax.layers import attention
+from difflid_jax.layers.cpu import enlarged, from_few, to_few
+from difflid_jax.network import cim, hae
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec, _join
 
 SMALL = NetworkSpec(widths=(8, 16, 32), feature_channels=12, heads=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from difflid_jax.data.pairs import find_pairs, load_pair
+from difflid_jax.data.pairing.pairs import find_pairs, load_pair
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "validation_set.py"
 

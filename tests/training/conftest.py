@@ -25,7 +25,7 @@ PRIOR = UNetSpec(
     num_head_channels=16,
 )
 CONFIG = """
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 
 def get_config():
     config = schema.default()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from difflid_jax.training import mesh as devices
+from difflid_jax import parallel as devices
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.loop import Diverged, Interruption, LoopSpec, run

@@ -9,7 +9,7 @@ from flax import nnx
 from difflid_jax.features.build import build_features
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.training import optimizer as rules
-from difflid_jax.training.objective import restoration_loss
+from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.optimizer import OptimizerSpec
 from difflid_jax.training.step import initial_state, make_step
 

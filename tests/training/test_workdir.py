@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from difflid_jax import config as schema
+from difflid_jax.config import schema
 from difflid_jax.training import workdir
 from difflid_jax.training.log import RunLog, take_back
 

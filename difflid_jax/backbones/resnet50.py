@@ -1,0 +1,118 @@
+"""ResNet-50 in place of the h-space (paper, Table 3).
+
+The paper does not say which layer it took. Our choice: `layer4` of torchvision's network, the last one
+before its average pooling: 2048 channels on the grid of the h-space, 1/32. A classifier knows no
+time-step, so that the content and the haze features are the same map, handed over twice.
+
+Source: He et al. 2016; layers and names as torchvision's `resnet50` (the stride lies on the 3×3).
+"""
+
+import os
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from difflid_jax.backbones.imagenet import normalised, require_stride
+from difflid_jax.weights import store
+
+BLOCKS = (3, 4, 6, 3)
+EXPANSION = 4
+
+
+def load_resnet50(name_or_folder: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32) -> "ResNet50":
+    """ResNet-50 with the weights of a folder of kind 'resnet50', computing in `dtype`.
+
+    `python -m convert_weights.perceptual` writes such a folder from torchvision's file.
+    Raises FileNotFoundError where there is none, ValueError where the weights do not fit.
+    """
+    weights = store.read(name_or_folder, "resnet50")
+    network = nnx.eval_shape(lambda: ResNet50(dtype=dtype, rngs=nnx.Rngs(0)))
+    store.fill(network, weights.tensors, where=str(weights.path))
+    return network
+
+
+class ResNet50(nnx.Module):
+    """The frozen map (B,H,W,3) in [-1,1] → (content, haze), each (B,H/32,W/32,2048)."""
+
+    feature_channels = 2048
+
+    def __init__(self, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.conv1 = _conv(3, 64, 7, stride=2, dtype=dtype, rngs=rngs)
+        self.bn1 = _norm(64, dtype=dtype, rngs=rngs)
+        channels = 64
+        for i, blocks in enumerate(BLOCKS):
+            width = 64 * 2**i
+            layer = nnx.List([])
+            for j in range(blocks):
+                stride = 2 if i > 0 and j == 0 else 1
+                layer.append(Bottleneck(channels, width, stride=stride, dtype=dtype, rngs=rngs))
+                channels = EXPANSION * width
+            setattr(self, f"layer{i + 1}", layer)
+
+    def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+        """Content and haze features; `key` is not used. Raises ValueError for sides not multiples of 32."""
+        require_stride(x)
+        features = self.layers(normalised(x))[-1]
+        return features, features
+
+    def layers(self, x: Array) -> list[Array]:
+        """The outputs of layer1 … layer4 for x (B,H,W,3) on ImageNet's scale, at 1/4, 1/8, 1/16, 1/32."""
+        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        outputs = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = block(x)
+            outputs.append(x)
+        return outputs
+
+
+class Bottleneck(nnx.Module):
+    """1×1 to `width`, 3×3, 1×1 to 4·width, added to the input or to its 1×1 projection."""
+
+    def __init__(self, channels: int, width: int, *, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        out = EXPANSION * width
+        self.conv1 = _conv(channels, width, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = _norm(width, dtype=dtype, rngs=rngs)
+        self.conv2 = _conv(width, width, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn2 = _norm(width, dtype=dtype, rngs=rngs)
+        self.conv3 = _conv(width, out, 1, dtype=dtype, rngs=rngs)
+        self.bn3 = _norm(out, dtype=dtype, rngs=rngs)
+        if channels != out:
+            self.downsample = nnx.List(
+                [
+                    _conv(channels, out, 1, stride=stride, dtype=dtype, rngs=rngs),
+                    _norm(out, dtype=dtype, rngs=rngs),
+                ]
+            )
+
+    def __call__(self, x: Array) -> Array:
+        shortcut = x
+        if hasattr(self, "downsample"):
+            conv, norm = self.downsample
+            shortcut = norm(conv(x))
+        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = nnx.relu(self.bn2(self.conv2(x)))
+        return nnx.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+def _conv(
+    channels: int, out: int, size: int, *, stride: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.Conv:
+    # Padding as PyTorch's, the same on all sides: 'SAME' would put more at the end where the stride is 2.
+    pad = size // 2
+    return nnx.Conv(
+        channels,
+        out,
+        (size, size),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        use_bias=False,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _norm(channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(channels, epsilon=1e-5, use_running_average=True, dtype=dtype, rngs=rngs)

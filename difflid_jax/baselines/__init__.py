@@ -1,0 +1,1 @@
+"""Other methods, with their authors' weights where there are any."""

@@ -1,0 +1,1 @@
+"""From a ConfigDict to one frozen experiment."""

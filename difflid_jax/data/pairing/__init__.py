@@ -1,0 +1,1 @@
+"""Which degraded image belongs to which clean one."""

@@ -1,0 +1,126 @@
+"""The dehazing methods that can be scored, each by its name: those that need no weights and those that do.
+
+A weights folder says what it is (its `kind`), so weights are given as a list and find their method.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from difflid_jax.baselines.dark_channel import dark_channel_prior
+from difflid_jax.baselines.peers import AODNet, DehazeNet, recover
+from difflid_jax.restoration.restorer import load_restorer
+from difflid_jax.weights import store
+
+METHODS = ("identity", "dark_channel_prior", "aod_net", "dehazenet", "difflid")
+_KINDS = {"aod_net": "aod_net", "dehazenet": "dehazenet", "restorer": "difflid"}
+_SHIPPED = {"difflid": "haze"}
+_PEERS = {"aod_net": AODNet, "dehazenet": DehazeNet}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a results table.
+
+    restore: hazy float32 (H,W,3) in [0,1] → restored, same shape.
+    parameters: trained numbers; frozen: those of the diffusion prior it looks at the picture with.
+    facts: where its weights come from, for the report (weights, sha256, prior, seed, …).
+    """
+
+    name: str
+    restore: Callable[[np.ndarray], np.ndarray]
+    parameters: int = 0
+    frozen: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def load_methods(
+    names: Sequence[str], weights: Sequence[str] = (), *, tile: str | int = "off"
+) -> list[Method]:
+    """Methods by name, each with those of `weights` that are of its kind.
+
+    An element of `weights` is a shipped name, a folder or a run's workdir, or LABEL=FOLDER to name its row.
+    Without `names`: the methods of the weights. A method with several weights gives several rows, named
+    `method (weights)` where they have no label. `difflid` without weights takes the shipped ones.
+    `tile` is the restorer's: 'off' restores whole pictures, as training's evaluation and the paper do.
+
+    Raises: ValueError for an unknown name, weights without a method or a method without weights;
+        FileNotFoundError for weights that are not there.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"method: expected of {', '.join(METHODS)}, found {name!r}")
+    by_method: dict[str, list[tuple[str, str]]] = {}
+    for given in weights:
+        label, folder = _label_and_folder(given)
+        kind = store.read_metadata(folder)["kind"]
+        if kind not in _KINDS:
+            raise ValueError(f"{folder}: weights of kind {kind!r}; a method takes one of {', '.join(_KINDS)}")
+        if names and _KINDS[kind] not in names:
+            raise ValueError(
+                f"{folder}: weights for {_KINDS[kind]}, which is not among the methods {', '.join(names)}"
+            )
+        by_method.setdefault(_KINDS[kind], []).append((label, folder))
+    methods = []
+    for name in dict.fromkeys(names or by_method):
+        if name == "identity":
+            methods.append(Method(name, lambda hazy: hazy))
+        elif name == "dark_channel_prior":
+            methods.append(Method(name, dark_channel_prior))
+        else:
+            several = by_method.get(name) or [("", _shipped(name))]
+            for label, folder in several:
+                unnamed = f"{name} ({folder})" if len(several) > 1 else name
+                methods.append(_with_weights(name, folder, label or unnamed, tile))
+    labels = [method.name for method in methods]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"--weights: two rows would be called {twice[0]!r}; name them with LABEL=FOLDER")
+    return methods
+
+
+def _label_and_folder(given: str) -> tuple[str, str]:
+    label, equals, folder = given.partition("=")
+    if not equals or Path(given).exists():
+        label, folder = "", given
+    of_a_run = Path(folder) / "weights"
+    if (of_a_run / store.FILE).is_file() and not (Path(folder) / store.FILE).is_file():
+        folder = str(of_a_run)
+    return label, folder
+
+
+def _shipped(name: str) -> str:
+    if name in _SHIPPED:
+        return _SHIPPED[name]
+    raise ValueError(
+        f"{name} needs its authors' weights: convert them with "
+        f"`python -m convert_weights.peers --source FILE --output FOLDER` and give --weights FOLDER"
+    )
+
+
+def _with_weights(name: str, folder: str, label: str, tile: str | int) -> Method:
+    if name == "difflid":
+        return _difflid(folder, label, tile)
+    weights = store.read(folder, name)
+    network = nnx.eval_shape(lambda: _PEERS[name](rngs=nnx.Rngs(0)))
+    store.fill(network, weights.tensors, where=str(weights.path))
+    run = jax.jit(lambda hazy: network(hazy[None])[0])
+
+    def restore(hazy: np.ndarray) -> np.ndarray:
+        output = np.asarray(run(hazy))
+        return recover(hazy, output) if name == "dehazenet" else output
+
+    parameters = sum(tensor.size for tensor in weights.tensors.values())
+    facts = {"weights": str(folder), "sha256": weights.sha256, **weights.metadata}
+    return Method(label, restore, parameters, 0, facts)
+
+
+def _difflid(folder: str, label: str, tile: str | int) -> Method:
+    restorer = load_restorer(folder, tile=tile)
+    facts = {name: value for name, value in restorer.facts.items() if name not in ("config", "noise_seed")}
+    facts |= {"seed": restorer.facts.get("noise_seed", 0), "tile": tile}
+    return Method(label, restorer.restore_array, restorer.parameters, restorer.frozen_parameters, facts)

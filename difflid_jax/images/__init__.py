@@ -1,0 +1,1 @@
+"""Photographs of people: reading, writing, metadata, kinds of arrays."""
