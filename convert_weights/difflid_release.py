@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from difflid_jax.cli import Refused, refuse_existing, run
+from difflid_jax.cli import UsageError, refuse_existing, run
 from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
@@ -112,7 +112,7 @@ def convert(checkpoint: Any, *, where: str) -> tuple[ReleaseSpec, dict[str, np.n
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or not flags.FLAGS.output:
-        raise Refused("give one checkpoint of the release and --output FOLDER")
+        raise UsageError("give one checkpoint of the release and --output FOLDER")
     refuse_existing(Path(flags.FLAGS.output) / store.FILE, flags.FLAGS.overwrite)
     source = Path(argv[1])
     spec, tensors = convert(read_torch(source), where=str(source))

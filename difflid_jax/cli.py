@@ -19,14 +19,14 @@ _CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type="}
 _REFUSALS = (ValueError, OSError, KeyError, AttributeError, TypeError)
 
 
-class Refused(Exception):
+class UsageError(Exception):
     """Bad input, said in one line; ends a program with status 2."""
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parse the flags, run `main(argv)` and exit with its status.
 
-    `Refused`, `ValueError` and `OSError` are reported as one line on standard error (status 2); other
+    `UsageError`, `ValueError` and `OSError` are reported as one line on standard error (status 2); other
     exceptions are defects and keep their traceback. `main` returns the exit status (None means 0).
     """
     logging.set_verbosity(logging.ERROR)
@@ -35,7 +35,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         try:
             status = main(argv)
-        except (Refused, ValueError, OSError) as error:
+        except (UsageError, ValueError, OSError) as error:
             print(f"{_program_name(argv)}: {one_line(error)}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:
@@ -46,9 +46,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
-    """Raise Refused where `path` is there already, unless it may be replaced."""
+    """Raise UsageError where `path` is there already, unless it may be replaced."""
     if not overwrite and os.path.lexists(path):
-        raise Refused(f"{os.fspath(path)}: is there already; --overwrite replaces it")
+        raise UsageError(f"{os.fspath(path)}: is there already; --overwrite replaces it")
 
 
 def number_range(values: Sequence[str], flag: str, lowest: float, highest: float) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from difflid_jax import parallel as mesh
 from difflid_jax.backbones.inception import load_inception
-from difflid_jax.cli import Refused, run
+from difflid_jax.cli import UsageError, run
 from difflid_jax.config import schema
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.evaluation import tables as report
@@ -75,7 +75,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     use_compilation_cache()
     return score(flags.FLAGS)
 
@@ -116,15 +116,15 @@ def score(options: flags.FlagValues) -> int:
 
 def _check_combination(options: flags.FlagValues) -> None:
     if bool(options.clean) != bool(options.hazy or options.restored):
-        raise Refused("--clean goes with --hazy or --restored, and they with it")
+        raise UsageError("--clean goes with --hazy or --restored, and they with it")
     if options.data and options.clean:
-        raise Refused("give either --data or --hazy and --clean, not both")
+        raise UsageError("give either --data or --hazy and --clean, not both")
     if options.restored and (options.method or options.weights):
-        raise Refused("--restored is scored as it is: leave out --method and --weights")
+        raise UsageError("--restored is scored as it is: leave out --method and --weights")
     if options.output and not options.output.endswith(".json"):
-        raise Refused(f"--output: expected a name that ends in .json, found {options.output}")
+        raise UsageError(f"--output: expected a name that ends in .json, found {options.output}")
     if not (options.clean or options.data or options.workdir or options.config):
-        raise Refused("no pictures to score: give --workdir, --data, or --hazy and --clean (see --help)")
+        raise UsageError("no pictures to score: give --workdir, --data, or --hazy and --clean (see --help)")
 
 
 def _config(options: flags.FlagValues) -> ConfigDict | None:
@@ -133,7 +133,7 @@ def _config(options: flags.FlagValues) -> ConfigDict | None:
     if config is None and options.workdir:
         path = Path(options.workdir) / "config.json"
         if not path.is_file():
-            raise Refused(
+            raise UsageError(
                 f"{path}: not found; --workdir names the folder of a training run (or give --config too)"
             )
         try:
@@ -145,7 +145,9 @@ def _config(options: flags.FlagValues) -> ConfigDict | None:
     schema.check(config)
     source = config.data.test_source or config.data.source
     if not (config.data.test or source == "photographs" or options.data or options.clean):
-        raise Refused("the config names no test set: give --config.data.test=PATH with --config, or --data")
+        raise UsageError(
+            "the config names no test set: give --config.data.test=PATH with --config, or --data"
+        )
     return config
 
 
@@ -184,13 +186,13 @@ def _output(options: flags.FlagValues) -> Path | None:
     else:
         return None
     if output.is_dir():
-        raise Refused(f"--output: {output} is a folder")
+        raise UsageError(f"--output: {output} is a folder")
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
             return output
     except OSError as error:
-        raise Refused(f"--output: {folder} cannot be written ({error.strerror})") from error
+        raise UsageError(f"--output: {folder} cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

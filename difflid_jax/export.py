@@ -25,8 +25,8 @@ from absl import flags
 from jax import export
 from jax.errors import InconclusiveDimensionOperation
 
-from difflid_jax.atomic import in_one_piece
-from difflid_jax.cli import Refused, run
+from difflid_jax.atomic import atomic_write
+from difflid_jax.cli import UsageError, run
 from difflid_jax.features.h_space import pad_to_multiple
 from difflid_jax.restoration.restorer import Restorer, load_restorer
 
@@ -66,23 +66,23 @@ def export_restorer(restorer: Restorer, size: tuple[int, int] | None = None) -> 
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not options.output:
-        raise Refused("give --weights NAME_OR_FOLDER and --output FILE, and nothing else")
+        raise UsageError("give --weights NAME_OR_FOLDER and --output FILE, and nothing else")
     size = None
     if options.size:
         match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", options.size)
         if match is None:
-            raise Refused(f"--size {options.size}: expected HEIGHTxWIDTH in pixels, such as 480x640")
+            raise UsageError(f"--size {options.size}: expected HEIGHTxWIDTH in pixels, such as 480x640")
         size = int(match[1]), int(match[2])
     path = Path(options.output)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise Refused(f"--output {path}: expected a file to write in a folder that is there")
+        raise UsageError(f"--output {path}: expected a file to write in a folder that is there")
     restorer = load_restorer(options.weights, prior=options.prior or None, dtype=options.dtype)
     exported = export_restorer(restorer, size)
     try:
         artefact = exported.serialize()
     except ImportError as error:
-        raise Refused("writing artefacts takes the package flatbuffers: pip install flatbuffers") from error
-    with in_one_piece(path, overwrite=options.overwrite) as temporary:
+        raise UsageError("export needs flatbuffers: pip install flatbuffers") from error
+    with atomic_write(path, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(artefact)
     (hazy,) = exported.in_avals
     print(f"{path}: hazy {hazy.str_short()} in [0,1] → restored, {len(artefact) / 1e6:.1f} MB")

@@ -23,8 +23,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.atomic import in_one_piece
-from difflid_jax.cli import Refused, one_line, refuse_existing, run
+from difflid_jax.atomic import atomic_write
+from difflid_jax.cli import UsageError, one_line, refuse_existing, run
 from difflid_jax.data.files import File, find_files, is_tar
 from difflid_jax.features.extraction import Extractor
 from difflid_jax.weights import store
@@ -37,15 +37,15 @@ def main(argv: Sequence[str]) -> int:
 def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
     """Write the features of the pictures in `arguments`; the exit status."""
     if not arguments or not options.weights or not options.output:
-        raise Refused("give pictures or folders, --weights DIR and --output FILE.npz")
+        raise UsageError("give pictures or folders, --weights DIR and --output FILE.npz")
     output = Path(options.output)
     if output.suffix != ".npz":
-        raise Refused(f"--output {output}: expected a name that ends in .npz")
+        raise UsageError(f"--output {output}: expected a name that ends in .npz")
     refuse_existing(output, options.overwrite)
     try:
         times = [int(t) for t in options.times]
     except ValueError:
-        raise Refused(
+        raise UsageError(
             f"--times {','.join(options.times)}: expected whole numbers with commas between"
         ) from None
     pictures = named_pictures(arguments)
@@ -78,7 +78,7 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
             for t, features in extractor(picture).items():
                 writer.add(f"{name}/t{t}", features)
         if failures == len(pictures):
-            raise Refused("none of the pictures could be read; nothing was written")
+            raise UsageError("none of the pictures could be read; nothing was written")
         writer.add("about", np.array(json.dumps(about)))
     done = len(pictures) - failures
     print(f"{output}: {done} pictures, timesteps {', '.join(map(str, extractor.times))}, {options.layer}")
@@ -118,7 +118,7 @@ class NpzWriter:
     def __enter__(self) -> "NpzWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
-            temporary = opened.enter_context(in_one_piece(self.path))
+            temporary = opened.enter_context(atomic_write(self.path))
             self.archive = opened.enter_context(zipfile.ZipFile(temporary, "x"))
             self.opened = opened.pop_all()
         return self

@@ -76,30 +76,30 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
         )
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh) -> NamedSharding:
+def batch_sharded(mesh: Mesh) -> NamedSharding:
     """The first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def put_whole(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: Any) -> Any:
     """Arrays that every process holds alike → the same on every device."""
-    return jax.tree.map(lambda array: _put(array, whole(mesh)), tree)
+    return jax.tree.map(lambda array: _put(array, replicated(mesh)), tree)
 
 
-def put_frozen(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
+def place_frozen(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
     """The frozen network: on every device, or each array split along its longest divisible axis."""
     if not fsdp:
-        return put_whole(mesh, tree)
+        return replicate(mesh, tree)
 
     def sharding(array) -> NamedSharding:
         axes = [axis for axis, length in enumerate(array.shape) if length % mesh.size == 0 and length > 0]
         if not axes:
-            return whole(mesh)
+            return replicated(mesh)
         longest = max(axes, key=lambda axis: array.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
 
@@ -108,13 +108,13 @@ def put_frozen(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
     """Inside a compiled function: a frozen network that may lie split, whole on every device."""
-    return jax.lax.with_sharding_constraint(tree, whole(mesh))
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def on_one_device(mesh: Mesh, tree: Any) -> Any:
     """The same on this process's first device, for work that each process does alone."""
     if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
-        tree = jax.jit(lambda t: t, out_shardings=whole(mesh))(tree)
+        tree = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
@@ -123,7 +123,7 @@ def greatest(mesh: Mesh, mine: int) -> jax.Array | int:
     if jax.process_count() == 1:
         return mine
     numbers = np.full((jax.local_device_count(),), mine, np.int32)
-    return _greatest(jax.make_array_from_process_local_data(split(mesh), numbers))
+    return _greatest(jax.make_array_from_process_local_data(batch_sharded(mesh), numbers))
 
 
 def wait_for_all(name: str) -> None:

@@ -23,8 +23,8 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from difflid_jax import parallel as devices
-from difflid_jax.cli import Refused, one_line, run
+from difflid_jax import parallel
+from difflid_jax.cli import UsageError, one_line, run
 from difflid_jax.config import schema
 from difflid_jax.data.augment import CropSpec
 from difflid_jax.data.pipeline import Batches, signed
@@ -44,12 +44,12 @@ from difflid_jax.weights import store
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     options = flags.FLAGS
     if options.config is None or not options.workdir:
-        raise Refused("give --config=configs/prior_64.py and --workdir=FOLDER, see --help")
+        raise UsageError("give --config=configs/prior_64.py and --workdir=FOLDER, see --help")
     schema.check_prior(options.config)
-    devices.join_processes(options.multihost)
+    parallel.join_processes(options.multihost)
     with Interruption() as interruption:
         return pretrain(options.config, Path(options.workdir), interruption)
 
@@ -80,8 +80,8 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
 
     Raises ValueError or OSError for what cannot be trained, before anything is written.
     """
-    mesh = devices.make_mesh()
-    devices.check_batch_size(mesh, config.data.batch_size)
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size(mesh, config.data.batch_size)
     spec = schema.unet_spec(config)
     schedule = Schedule.named(spec.noise_schedule, spec.diffusion_steps)
     resuming = workdir.has_checkpoints(folder)
@@ -110,11 +110,11 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
         config.data.batch_size,
         seed=config.seed,
         workers=config.data.workers,
-        sharding=devices.split(mesh),
+        sharding=parallel.batch_sharded(mesh),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    state = devices.put_whole(mesh, state)
+    state = parallel.replicate(mesh, state)
     meta: Mapping[str, Any] = {"fingerprint": schema.fingerprint(config)}
     restored = checkpoints.restore_latest(state)
     if restored is not None:
@@ -125,8 +125,8 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
 
     loss = diffusion_loss(graph, schedule, config.variance_weight, drops=spec.dropout > 0)
     shape = (config.data.batch_size, config.data.crop, config.data.crop, 3)
-    example = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=devices.split(mesh))}
-    step = jax.jit(make_step(loss, optimizer), donate_argnums=0, out_shardings=devices.whole(mesh))
+    example = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parallel.batch_sharded(mesh))}
+    step = jax.jit(make_step(loss, optimizer), donate_argnums=0, out_shardings=parallel.replicated(mesh))
     step = step.lower(state, None, example)
     log = RunLog(
         folder,
@@ -155,7 +155,7 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
             log.say(f"stopped by signal {outcome.signal}; the run is saved. To resume: {command}")
             return 128 + outcome.signal
         if jax.process_index() == 0:
-            unet = nnx.merge(graph, outcome.state.restoring_params)
+            unet = nnx.merge(graph, outcome.state.eval_params)
             about = {"config": config.to_dict(), "step": outcome.step}
             store.save(folder / "weights", "unet", store.tensors_of(unet), spec.to_dict(), **about)
         log.say(f"weights of step {outcome.step:,}: {folder / 'weights'}")

@@ -24,7 +24,7 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 from tqdm import tqdm
 
-from difflid_jax.cli import Refused, one_line, run
+from difflid_jax.cli import UsageError, one_line, run
 from difflid_jax.images.files import contact_sheet, write_png
 from difflid_jax.images.photos import EXTENSIONS, MAX_PIXELS, read_photo, write_photo
 from difflid_jax.restoration.restorer import (
@@ -50,21 +50,21 @@ class Job:
 def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> list[Job]:
     """What to do for the files and folders in `arguments`.
 
-    Raises Refused where nothing should be begun: no photographs, an output folder that is a file or lies in a
+    Raises UsageError if nothing should start: no photographs, an output folder that is a file or lies in a
     folder of inputs, two inputs that would become one output, an output that would be an input.
     """
     if output.exists() and not output.is_dir():
-        raise Refused(f"--output {output}: expected a folder, found a file")
+        raise UsageError(f"--output {output}: expected a folder, found a file")
     sources: dict[Path, None] = {}
     for argument in map(Path, arguments):
         if not argument.is_dir():
             sources[argument] = None
             continue
         if output.resolve().is_relative_to(argument.resolve()):
-            raise Refused(f"--output {output}: lies in {argument}, whose photographs are to be restored")
+            raise UsageError(f"--output {output}: lies in {argument}, whose photographs are to be restored")
         found = sorted(filter(_is_photograph, _files(argument)))
         if not found:
-            raise Refused(f"{argument}: no photograph in it ({', '.join(sorted(EXTENSIONS))})")
+            raise UsageError(f"{argument}: no photograph in it ({', '.join(sorted(EXTENSIONS))})")
         sources |= dict.fromkeys(found)
     stems = Counter(path.stem.casefold() for path in sources)
     jobs = []
@@ -151,9 +151,11 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
         for path in filter(None, (job.target, job.sheet)):
             first = taken.setdefault(str(path).casefold(), job.source)
             if first is not job.source:
-                raise Refused(f"{first} and {job.source} would both become {path}; restore them one by one")
+                raise UsageError(
+                    f"{first} and {job.source} would both become {path}; restore them separately"
+                )
             if not sources.isdisjoint(_identities(path)):
-                raise Refused(f"{path} is an input: name another folder as --output")
+                raise UsageError(f"{path} is an input: name another folder as --output")
 
 
 def _identities(path: Path) -> set[Path | tuple[int, int]]:
@@ -176,7 +178,7 @@ def _shown(pixels: np.ndarray) -> np.ndarray:
 def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     if len(argv) < 2 or not options.output:
-        raise Refused("give photographs or folders of them, and --output FOLDER")
+        raise UsageError("give photographs or folders of them, and --output FOLDER")
     tile, strength = checked_tile(options.tile), checked_strength(options.strength)
     output = Path(options.output)
     jobs = plan(argv[1:], output, compare=options.compare)

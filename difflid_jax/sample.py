@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.cli import Refused, refuse_existing, run
+from difflid_jax.cli import UsageError, refuse_existing, run
 from difflid_jax.diffusion.sampling import SAMPLERS, Sampler
 from difflid_jax.features.prior import load_prior
 from difflid_jax.images.files import contact_sheet, write_png
@@ -25,24 +25,24 @@ from difflid_jax.images.files import contact_sheet, write_png
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     draw(flags.FLAGS)
 
 
 def draw(options: flags.FlagValues) -> None:
     """Draw the pictures that the flags ask for and write the sheet."""
     if not options.weights or not options.output:
-        raise Refused("give --weights DIR and --output FILE.png")
+        raise UsageError("give --weights DIR and --output FILE.png")
     if Path(options.output).suffix.lower() != ".png":
-        raise Refused(f"--output {options.output}: expected a name that ends in .png")
+        raise UsageError(f"--output {options.output}: expected a name that ends in .png")
     refuse_existing(options.output, options.overwrite)
     unet, schedule, _ = load_prior(options.weights, part="all")
     spec = unet.spec
     size = options.size or spec.image_size
     if size % spec.stride:
-        raise Refused(f"--size {size}: this model draws multiples of {spec.stride}")
+        raise UsageError(f"--size {size}: this model draws multiples of {spec.stride}")
     if spec.in_channels != 3:
-        raise Refused(
+        raise UsageError(
             f"{options.weights}: the model has {spec.in_channels} channels and draws no RGB pictures"
         )
     labels = _labels(options.labels, spec.num_classes, options.count, options.seed)
@@ -77,16 +77,16 @@ def draw(options: flags.FlagValues) -> None:
 def _labels(given: Sequence[str], classes: int | None, count: int, seed: int) -> np.ndarray | None:
     if classes is None:
         if given:
-            raise Refused("--labels: this model is not class-conditional")
+            raise UsageError("--labels: this model is not class-conditional")
         return None
     if not given:
         return np.random.default_rng(seed).integers(classes, size=count)
     try:
         labels = np.array([int(label) for label in given])
     except ValueError:
-        raise Refused(f"--labels {','.join(given)}: expected whole numbers with commas between") from None
+        raise UsageError(f"--labels {','.join(given)}: expected whole numbers with commas between") from None
     if labels.min() < 0 or labels.max() >= classes:
-        raise Refused(f"--labels {','.join(given)}: expected 0 to {classes - 1}")
+        raise UsageError(f"--labels {','.join(given)}: expected 0 to {classes - 1}")
     return np.resize(labels, count)
 
 

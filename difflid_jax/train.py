@@ -31,8 +31,8 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from difflid_jax import parallel as devices
-from difflid_jax.cli import Refused, run
+from difflid_jax import parallel
+from difflid_jax.cli import UsageError, run
 from difflid_jax.config import experiment, schema
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.data.sources import DataSet
@@ -51,12 +51,12 @@ from difflid_jax.weights import store
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     options = flags.FLAGS
     if options.config is None or not options.workdir:
-        raise Refused("give --config=configs/NAME.py and --workdir=FOLDER, see --help")
+        raise UsageError("give --config=configs/NAME.py and --workdir=FOLDER, see --help")
     schema.check(options.config)
-    devices.join_processes(options.multihost)
+    parallel.join_processes(options.multihost)
     use_compilation_cache()
     return train(options.config, Path(options.workdir))
 
@@ -66,8 +66,8 @@ def train(config: ConfigDict, folder: Path) -> int:
 
     Raises ValueError or OSError for what cannot be trained, before anything is written.
     """
-    mesh = devices.make_mesh()
-    devices.check_batch_size(mesh, config.data.batch_size)
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size(mesh, config.data.batch_size)
     features = experiment.open_features(config)
     spec = schema.network_spec(config, features.channels)
     _check_crop(config, math.lcm(features.multiple, spec.stride))
@@ -96,7 +96,7 @@ def train(config: ConfigDict, folder: Path) -> int:
     )
     state, meta = _start(config, mesh, checkpoints, batches, state, features)
     workdir.create(folder, schema.to_json(config, indent=2))
-    frozen = devices.put_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
+    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
     if pictures.report is not None:
         _say(pictures.report.text())
     _say(_summary(config, mesh, features, params, pictures, int(state.step), folder))
@@ -188,7 +188,7 @@ def _batches(config: ConfigDict, mesh, cache: Path) -> Batches:
         haze=schema.haze_spec(config),
         seed=config.seed,
         workers=config.data.workers,
-        sharding=devices.split(mesh),
+        sharding=parallel.batch_sharded(mesh),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -203,7 +203,7 @@ def _start(
     features: FrozenFeatures,
 ) -> tuple[TrainState, dict[str, Any]]:
     """State and `meta` of the latest checkpoint, with the batches where they were, or those of a new run."""
-    state = devices.put_whole(mesh, state)
+    state = parallel.replicate(mesh, state)
     restored = checkpoints.restore_latest(state)
     if restored is None:
         return state, {
@@ -227,12 +227,12 @@ def _lower(
     """The step, traced for its inputs and ready to be compiled."""
 
     def apply(frozen, x, key):
-        return features.apply(devices.gathered(mesh, frozen), x, key)
+        return features.apply(parallel.gathered(mesh, frozen), x, key)
 
     shape = (config.data.batch_size, config.data.crop, config.data.crop, 3)
-    pictures = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=devices.split(mesh))
+    pictures = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parallel.batch_sharded(mesh))
     step = make_step(restoration_loss(graph, apply), optimizer)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(mesh))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh))
     return compiled.lower(state, frozen, {"hazy": pictures, "clean": pictures})
 
 
@@ -251,8 +251,8 @@ def _chosen(checkpoints: Checkpoints, outcome: loop.Outcome) -> tuple[Any, int]:
     """The parameters of the best validation score, else the last, and their step."""
     best = checkpoints.best()
     if best is None or best == outcome.step:
-        return outcome.state.restoring_params, outcome.step
-    return checkpoints.restore(best, outcome.state).state.restoring_params, best
+        return outcome.state.eval_params, outcome.step
+    return checkpoints.restore(best, outcome.state).state.eval_params, best
 
 
 def _check_crop(config: ConfigDict, multiple: int) -> None:

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from difflid_jax.cli import Refused, refuse_existing, run
+from difflid_jax.cli import UsageError, refuse_existing, run
 from difflid_jax.weights import store
 
 
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not (options.before and options.after and options.output):
-        raise Refused("give --before=FOLDER, --after=FOLDER and --output=FOLDER, see --help")
+        raise UsageError("give --before=FOLDER, --after=FOLDER and --output=FOLDER, see --help")
     refuse_existing(options.output, overwrite=False)
     kind = store.read_metadata(options.after)["kind"]
     before, after = (store.read(folder, kind) for folder in (options.before, options.after))
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
         ("prior_sha256", before.metadata.get("prior_sha256"), after.metadata.get("prior_sha256")),
     ):
         if old != new:
-            raise Refused(f"{before.path} and {after.path}: expected one {what}, found {old} and {new}")
+            raise UsageError(f"{before.path} and {after.path}: expected one {what}, found {old} and {new}")
 
     def average(name: str) -> np.ndarray:
         old, new = (np.asarray(x.tensors[name], np.float32) for x in (before, after))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import Refused, run
+from difflid_jax.cli import UsageError, run
 from difflid_jax.training.log import METRICS
 
 Curve = dict[int, float]  # step → score
@@ -79,7 +79,7 @@ def draw(arms: dict[str, list[Curve]], metric: str, path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not options.run or not options.output:
-        raise Refused("give --run=LABEL=WORKDIR (one or more) and --output=NAME, see --help")
+        raise UsageError("give --run=LABEL=WORKDIR (one or more) and --output=NAME, see --help")
     arms = read_arms(options.run, options.metric)
     text = table(arms, options.metric)
     output = Path(options.output)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         draw(arms, options.metric, output.with_name(f"{output.name}.png"))
     except ModuleNotFoundError as error:
-        raise Refused("drawing takes matplotlib: pip install 'difflid_jax[figures]'") from error
+        raise UsageError("drawing takes matplotlib: pip install 'difflid_jax[figures]'") from error
     output.with_name(f"{output.name}.md").write_text(text)
     print(text, end="")
 

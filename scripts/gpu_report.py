@@ -27,8 +27,8 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from difflid_jax import parallel as devices
-from difflid_jax.cli import Refused, run
+from difflid_jax import parallel
+from difflid_jax.cli import UsageError, run
 from difflid_jax.config import experiment, schema
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.network.difflid import DiffLI2D
@@ -70,12 +70,12 @@ class Checks:
     """The three checks, on one random prior and one stream of batches."""
 
     def __init__(self, config, preset: str, benchmark):
-        self.mesh = devices.make_mesh()
+        self.mesh = parallel.make_mesh()
         self.config = config
         exact = config.copy_and_resolve_references()
         exact.features.dtype = "float32"
         self.features, self.exact = (benchmark.features_of(c, preset) for c in (config, exact))
-        self.frozen = devices.put_whole(self.mesh, self.features.frozen)
+        self.frozen = parallel.replicate(self.mesh, self.features.frozen)
         spec = schema.network_spec(config, self.features.channels)
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
         optimizer = schema.optimizer_spec(config, 13_990)
@@ -83,7 +83,7 @@ class Checks:
             lambda: initial_state(nnx.state(DiffLI2D(spec, rngs=nnx.Rngs(0))), optimizer, seed=0)
         )
         step = make_step(restoration_loss(self.graph, self.features.apply), optimizer)
-        self.step = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(self.mesh))
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(self.mesh))
 
     def batches(self) -> Batches:
         return Batches(
@@ -91,7 +91,7 @@ class Checks:
             schema.crop_spec(self.config),
             self.config.data.batch_size,
             haze=schema.haze_spec(self.config),
-            sharding=devices.split(self.mesh),
+            sharding=parallel.batch_sharded(self.mesh),
         )
 
     def bfloat16(self) -> float:
@@ -115,13 +115,13 @@ class Checks:
         """(what was checked, whether it holds, with which figure)."""
         error = self.bfloat16()
         before = [np.asarray(leaf) for leaf in jax.tree.leaves(self.frozen)]
-        first, said = self.train(devices.put_whole(self.mesh, self.start()), self.batches(), 20)
-        again, _ = self.train(devices.put_whole(self.mesh, self.start()), self.batches(), 20)
+        first, said = self.train(parallel.replicate(self.mesh, self.start()), self.batches(), 20)
+        again, _ = self.train(parallel.replicate(self.mesh, self.start()), self.batches(), 20)
         batches = self.batches()
-        half, _ = self.train(devices.put_whole(self.mesh, self.start()), batches, 10)
+        half, _ = self.train(parallel.replicate(self.mesh, self.start()), batches, 10)
         state, other = jax.device_get(half), self.batches()
         other.set_state(batches.get_state())
-        resumed, _ = self.train(devices.put_whole(self.mesh, state), other, 10)
+        resumed, _ = self.train(parallel.replicate(self.mesh, state), other, 10)
         after = [np.asarray(leaf) for leaf in jax.tree.leaves(self.frozen)]
         losses = [float(metrics["loss"]) for metrics in said]
         skipped = int(said[-1]["skipped"])
@@ -176,9 +176,9 @@ def _aims(h_space, seconds: dict[str, float], paper_steps: int) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     if jax.default_backend() == "cpu" and not options.tiny:
-        raise Refused("no GPU or TPU is found (JAX runs on CPU); --tiny tries the script on what there is")
+        raise UsageError("no GPU or TPU is found (JAX runs on CPU); --tiny tries the script on what there is")
     use_compilation_cache()
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)

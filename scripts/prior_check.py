@@ -34,7 +34,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from difflid_jax.cli import Refused, run
+from difflid_jax.cli import UsageError, run
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.sampling import Sampler, kept_timesteps
 from difflid_jax.evaluation import prior as measures
@@ -57,10 +57,10 @@ _HEADINGS = {
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not (options.weights and options.scenes and options.output):
-        raise Refused("give --weights=PRIOR, --scenes=FOLDER or TAR#IDS and --output=FOLDER, see --help")
+        raise UsageError("give --weights=PRIOR, --scenes=FOLDER or TAR#IDS and --output=FOLDER, see --help")
     output = Path(options.output)
     if (output / "prior.json").exists() and not options.overwrite:
-        raise Refused(f"{output / 'prior.json'}: is there already; --overwrite replaces it")
+        raise UsageError(f"{output / 'prior.json'}: is there already; --overwrite replaces it")
     use_compilation_cache()
     trained = load_prior(options.weights, part="all")
     spec = trained.unet.spec
@@ -100,9 +100,9 @@ def _times(given: Sequence[str], steps: int) -> tuple[int, ...]:
     try:
         times = tuple(dict.fromkeys(int(t) for t in given))
     except ValueError:
-        raise Refused(f"--times {','.join(given)}: expected whole numbers with commas between") from None
+        raise UsageError(f"--times {','.join(given)}: expected whole numbers with commas between") from None
     if not times or min(times) < 0 or max(times) >= steps:
-        raise Refused(f"--times {','.join(given)}: expected timesteps from 0 to {steps - 1}")
+        raise UsageError(f"--times {','.join(given)}: expected timesteps from 0 to {steps - 1}")
     return times
 
 
@@ -111,7 +111,7 @@ def _scenes(root: str, limit: int) -> DataSet:
     if limit:
         data = replace(data, elements=data.elements[:limit], names=data.names[:limit])
     if len(data) < measures.FOLDS:
-        raise Refused(f"{root}: {len(data)} scenes; the probe needs {measures.FOLDS} or more")
+        raise UsageError(f"{root}: {len(data)} scenes; the probe needs {measures.FOLDS} or more")
     return data
 
 

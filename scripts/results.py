@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from difflid_jax.cli import Refused, run
+from difflid_jax.cli import UsageError, run
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.evaluation import tables as report
 from difflid_jax.evaluation.methods import Method, load_methods
@@ -61,7 +61,7 @@ def _evaluated(method: Method, title: str, test: TestSet, protocol: str, lpips: 
 def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     if len(argv) > 1 or not options.data or not options.output.endswith(".json"):
-        raise Refused("give --data=TITLE=WHAT:PATH (one or more) and --output=FILE.json, see --help")
+        raise UsageError("give --data=TITLE=WHAT:PATH (one or more) and --output=FILE.json, see --help")
     use_compilation_cache()
     named = [parse(text) for text in options.data]
     methods = load_methods(["identity", "dark_channel_prior"]) + load_methods(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from difflid_jax.cli import Refused, run
+from difflid_jax.cli import UsageError, run
 from difflid_jax.weights import store
 
 
@@ -35,12 +35,12 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not options.weights or not options.name:
-        raise Refused("give --weights=FOLDER and --name=NAME, see --help")
+        raise UsageError("give --weights=FOLDER and --name=NAME, see --help")
     kind = store.read_metadata(options.weights)["kind"]
     weights = store.read(options.weights, kind)
     said = dict(weights.metadata)
     if kind == "restorer" and said.get("prior") not in store.shipped():
-        raise Refused(
+        raise UsageError(
             f"{weights.path}: its prior {said.get('prior')!r} is none of those that ship "
             f"({', '.join(store.shipped())}); ship the prior, and train with --config.prior=NAME"
         )

@@ -22,7 +22,7 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from difflid_jax.cli import Refused, number_range, run
+from difflid_jax.cli import UsageError, number_range, run
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.pairing.pairs import Pair, find_pairs, load_pair
 from difflid_jax.data.pairing.report import check_or_raise
@@ -30,16 +30,16 @@ from difflid_jax.images.files import write_png
 
 
 def chosen_pairs(text: str) -> list[Pair]:
-    """'DATASET=FOLDER[:N]' → its pairs. Raises Refused for another form, ValueError for a broken set."""
+    """'DATASET=FOLDER[:N]' → its pairs. Raises UsageError for another form, ValueError for a broken set."""
     dataset, equals, folder = text.partition("=")
     if not equals or dataset not in LAYOUTS:
-        raise Refused(f"--set: expected DATASET=FOLDER with one of {', '.join(LAYOUTS)}, found {text!r}")
+        raise UsageError(f"--set: expected DATASET=FOLDER with one of {', '.join(LAYOUTS)}, found {text!r}")
     every = 1
     before, _, number = folder.rpartition(":")
     if number.isdecimal() and not Path(folder).exists():
         folder, every = before, int(number)
     if every < 1:
-        raise Refused(f"--set: expected N of 1 or more, found {text!r}")
+        raise UsageError(f"--set: expected N of 1 or more, found {text!r}")
     pairs, report = find_pairs(folder, dataset)
     check_or_raise(report, allow_missing=True)
     return sorted(pairs, key=lambda pair: pair.name)[::every]
@@ -53,11 +53,11 @@ def dimming(name: str, span: tuple[float, float]) -> float:
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not options.output or not options.set:
-        raise Refused("give --output=FOLDER and --set=DATASET=FOLDER, see --help")
+        raise UsageError("give --output=FOLDER and --set=DATASET=FOLDER, see --help")
     light = number_range(options.light, "light", 1e-3, 1)
     output = Path(options.output)
     if output.exists():
-        raise Refused(f"{output}: is there already; name another folder")
+        raise UsageError(f"{output}: is there already; name another folder")
     pairs = [(number, pair) for number, text in enumerate(options.set) for pair in chosen_pairs(text)]
     for number, pair in tqdm(pairs, unit="pair"):
         name = f"{number}-{Path(pair.name).stem}.png"

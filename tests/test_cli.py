@@ -10,7 +10,7 @@ from difflid_jax import cli as program
 
 def ended(body: str, *arguments: str) -> subprocess.CompletedProcess:
     """A program with `body` as its main, run with `arguments`."""
-    code = f"from difflid_jax.cli import Refused, run\ndef main(argv):\n    {body}\nrun(main)"
+    code = f"from difflid_jax.cli import UsageError, run\ndef main(argv):\n    {body}\nrun(main)"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
@@ -19,7 +19,7 @@ def ended(body: str, *arguments: str) -> subprocess.CompletedProcess:
     [
         ("return None", 0, ""),
         ("return 1", 1, ""),
-        ("raise Refused('a,\\n  b')", 2, "-c: a, b\n"),
+        ("raise UsageError('a,\\n  b')", 2, "-c: a, b\n"),
         ("raise ValueError('bad')", 2, "-c: bad\n"),
         ("raise ValueError('\\x1b[2Jß')", 2, "-c: ?[2Jß\n"),
         ("raise KeyboardInterrupt", 130, ""),

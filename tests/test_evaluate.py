@@ -117,7 +117,7 @@ def test_a_run_is_scored_with_its_own_weights_config_and_protocol(folders, workd
 def test_a_run_without_a_test_set_or_with_a_damaged_config_is_refused(workdir, tmp_path):
     config = schema.default()
     (tmp_path / "config.json").write_text(schema.to_json(config))
-    with pytest.raises(program.Refused, match=r"config\.data\.test"):
+    with pytest.raises(program.UsageError, match=r"config\.data\.test"):
         run(f"--workdir={tmp_path}", f"--weights={workdir}", "--method=identity")
     for text in ("no JSON", "[]", schema.to_json(config).replace("seed", "sed")):
         (tmp_path / "config.json").write_text(text)
@@ -275,7 +275,7 @@ def test_restored_pictures_must_be_as_many_as_hazy_ones(folders, pairs_flags):
 def test_flags_that_do_not_fit_are_refused(arguments, said, pairs_flags, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises((ValueError, OSError, program.Refused), match=said):
+    with pytest.raises((ValueError, OSError, program.UsageError), match=said):
         run(*pairs_flags, *arguments)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -293,7 +293,7 @@ def test_flags_that_do_not_fit_are_refused(arguments, said, pairs_flags, monkeyp
 )
 def test_bad_input_ends_with_one_line_and_status_2(arguments, tmp_path):
     if arguments not in ([], ["--protocol=ours"]):
-        with pytest.raises((ValueError, OSError, program.Refused)):
+        with pytest.raises((ValueError, OSError, program.UsageError)):
             run(*arguments)
         return
     result = subprocess.run(

@@ -13,7 +13,7 @@ from absl import flags
 from flax import nnx
 
 from difflid_jax import extract
-from difflid_jax.cli import Refused
+from difflid_jax.cli import UsageError
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.extraction import Extractor
@@ -148,7 +148,7 @@ def test_the_program_refuses_what_cannot_be(weights, picture, tmp_path):
         ([good, f"--weights={tmp_path}", output], "shipped weights"),
         ([bad, f"--weights={weights}", output], "none of the pictures could be read"),
     ]:
-        with pytest.raises((Refused, ValueError, OSError), match=says):
+        with pytest.raises((UsageError, ValueError, OSError), match=says):
             run(*arguments)
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.glob(".*"))
 
@@ -161,7 +161,7 @@ def test_the_command_line_works(weights, picture, tmp_path):
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "a.npz") as file:
         assert file["a.png/t500"].shape == (4, 5, 32)
-    with pytest.raises(Refused, match="is there already; --overwrite"):
+    with pytest.raises(UsageError, match="is there already; --overwrite"):
         run(tmp_path / "a.png", *options)
     done = subprocess.run(
         [*command, "--weights=gone"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difflid_jax.cli import Refused
+from difflid_jax.cli import UsageError
 from difflid_jax.images.photos import read_photo
 from difflid_jax.restore import left_out, plan, restore_photographs
 
@@ -155,10 +155,10 @@ def test_what_would_harm_inputs_is_refused_before_anything_is_done(tmp_path):
         ([photo], photo, "found a file"),
         ([tmp_path / "empty"], tmp_path / "out", "no photograph in it"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UsageError, match=message):
             plan([str(a) for a in arguments], output)
     sheet = photograph(tmp_path / "in" / "a.compare.png")
-    with pytest.raises(Refused, match="would both become"):
+    with pytest.raises(UsageError, match="would both become"):
         plan([str(sheet), str(photo)], tmp_path / "out", compare=True)
 
 

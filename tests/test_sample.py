@@ -10,7 +10,7 @@ from absl import flags
 from flax import nnx
 
 from difflid_jax import sample
-from difflid_jax.cli import Refused
+from difflid_jax.cli import UsageError
 from difflid_jax.diffusion.sampling import kept_timesteps, shortened, step_back
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -52,7 +52,7 @@ def test_the_sheet_shows_what_the_sampler_draws(weights, tmp_path, capsys):
     sheet = tmp_path / "new" / "sheet.png"
     run(f"--weights={weights['plain']}", f"--output={sheet}", "--count=3", "--batch_size=2", "--steps=2")
     assert "3 samples of 8×8, 2 steps ddim" in capsys.readouterr().out
-    with pytest.raises(Refused, match="is there already; --overwrite"):
+    with pytest.raises(UsageError, match="is there already; --overwrite"):
         run(f"--weights={weights['plain']}", f"--output={sheet}")
     schedule = shortened(Schedule.named("linear"), kept_timesteps(1000, 2, "ddim"))
     keys = [jax.random.fold_in(key, 2) for key in jax.random.split(jax.random.key(0), 3)]
@@ -88,7 +88,7 @@ def test_requests_that_cannot_be_met_are_refused(weights, tmp_path):
         ([f"--weights={weights['classes']}", output, "--labels=3"], "expected 0 to 2"),
         ([f"--weights={weights['classes']}", output, "--labels=cat"], "whole numbers"),
     ]:
-        with pytest.raises((Refused, ValueError), match=says):
+        with pytest.raises((UsageError, ValueError), match=says):
             run(*arguments)
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from difflid_jax.atomic import in_one_piece
+from difflid_jax.atomic import atomic_write
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 100_000_000
@@ -73,7 +73,7 @@ def read_header(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Hea
     """Read size, format and kind of a picture without decoding it.
 
     Raises: ValueError naming the file when it is empty, no picture, of zero size or larger than
-    `max_pixels`; OSError when it cannot be opened. Refused kinds are returned, not raised.
+    `max_pixels`; OSError when it cannot be opened. UsageError kinds are returned, not raised.
     """
     with open(path, "rb") as file:
         return open_picture(file, os.fspath(path), max_pixels)[1]
@@ -130,7 +130,7 @@ def write_png(path: str | os.PathLike, array: np.ndarray, *, compress_level: int
             f"found {array.dtype} of shape {array.shape}"
         )
     path = Path(path)
-    with in_one_piece(path) as temporary, open(temporary, "xb") as file:
+    with atomic_write(path) as temporary, open(temporary, "xb") as file:
         Image.fromarray(np.ascontiguousarray(array)).save(file, "PNG", compress_level=compress_level)
     return path
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
-from difflid_jax.atomic import in_one_piece
+from difflid_jax.atomic import atomic_write
 from difflid_jax.images import metadata as photo_metadata
 from difflid_jax.images import writers as photo_writers
 from difflid_jax.images.files import DECODING_ERRORS, UPRIGHT, Header, open_picture, orientation_of, reason
@@ -126,7 +126,7 @@ def write_photo(path: str | os.PathLike, photo: Photo, *, overwrite: bool = Fals
             f"{path}: cannot be written as {photo.format} ({reason(error)}); save the photograph without "
             "its metadata and restore that"
         ) from error
-    with in_one_piece(path, overwrite=overwrite) as temporary:
+    with atomic_write(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(data)
     return path
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from difflid_jax import parallel as devices
+from difflid_jax import parallel
 
 SEAL = "seal.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is still writing
@@ -61,7 +61,7 @@ class Checkpoints:
                 shutil.rmtree(unfinished)
             _put_back(self.folder)
             set_damaged_aside(self.folder)
-        devices.wait_for_all("checkpoints proven")
+        parallel.wait_for_all("checkpoints proven")
         self._metric = metric
         sign = 1 if highest else -1
 
@@ -100,7 +100,7 @@ class Checkpoints:
             # Not deleted yet: until the new one is complete it may be the only one.
             if jax.process_index() == 0:
                 (self.folder / str(step)).rename(self.folder / f"{_REPLACED}{step}")
-            devices.wait_for_all("checkpoint set aside")
+            parallel.wait_for_all("checkpoint set aside")
             self._manager.reload()
         if scores is not None and self._metric not in scores:
             scores = None

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from difflid_jax import parallel as devices
+from difflid_jax import parallel
 from difflid_jax.training import throughput
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog
@@ -144,7 +144,7 @@ def run(
             if saved != done:
                 save()  # so that an evaluation that fails costs no step
             checkpoints.wait()
-            result = evaluate(state.restoring_params, interruption.ends_evaluation)
+            result = evaluate(state.eval_params, interruption.ends_evaluation)
             if result is None:
                 stop = interruption.signal or signal.SIGTERM
             else:
@@ -170,7 +170,7 @@ def run(
         state, metrics = step(state, frozen, batch)
         done += 1
         late = time.monotonic() > deadline
-        wish = devices.greatest(mesh, interruption.signal or (_TIME_IS_UP if late else 0))
+        wish = parallel.greatest(mesh, interruption.signal or (_TIME_IS_UP if late else 0))
         stop = progress.sent(done, metrics, wish)
         profile.after(done, metrics)
 

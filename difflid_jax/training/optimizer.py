@@ -61,7 +61,7 @@ def direction(spec: OptimizerSpec) -> optax.GradientTransformation:
     )
 
 
-def averaged(spec: OptimizerSpec, average: Any, params: Any, step: jax.Array) -> Any:
+def update_ema(spec: OptimizerSpec, average: Any, params: Any, step: jax.Array) -> Any:
     """The exponential moving average of the parameters after `step`.
 
     The decay rises as (1 + step) / (10 + step) up to `spec.ema`, so that the random start is forgotten.

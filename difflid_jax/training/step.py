@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from difflid_jax.training import optimizer as rules
+from difflid_jax.training import optimizer as optim
 from difflid_jax.training.optimizer import OptimizerSpec
 
 # loss(params, frozen, batch, key) → (scalar loss, named scalars for the log)
@@ -33,7 +33,7 @@ class TrainState:
     skipped: jax.Array  # skipped updates in all, int32
 
     @property
-    def restoring_params(self) -> Any:
+    def eval_params(self) -> Any:
         """The parameters to restore with: the averaged ones where they are kept."""
         return self.params if self.ema is None else self.ema
 
@@ -44,7 +44,7 @@ def initial_state(params: Any, spec: OptimizerSpec, seed: int) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer=rules.direction(spec).init(params),
+        optimizer=optim.direction(spec).init(params),
         ema=jax.tree.map(jnp.copy, params) if spec.ema else None,
         key=jax.random.key_data(jax.random.key(seed)),
         bad_steps=jnp.zeros((), jnp.int32),
@@ -59,26 +59,26 @@ def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
     what the undisturbed one would have drawn. Where the loss or a gradient is not finite, parameters,
     optimiser and average stay as they are, and the step is counted in `bad_steps` and `skipped`.
     """
-    transformation = rules.direction(spec)
+    transformation = optim.direction(spec)
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         differentiate = jax.value_and_grad(loss, has_aux=True)
         (value, metrics), gradients = differentiate(state.params, frozen, batch, key)
         norm = optax.tree.norm(gradients)
-        sound = jnp.isfinite(value) & jnp.isfinite(norm)
+        is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-        rate = rules.learning_rate(spec, state.step)
+        rate = optim.learning_rate(spec, state.step)
         updates, moments = transformation.update(gradients, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = rules.averaged(spec, ema, params, state.step)
+            ema = optim.update_ema(spec, ema, params, state.step)
 
         def choose(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
+            return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
 
-        bad_steps = jnp.where(sound, 0, state.bad_steps + 1)
+        bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
         after = TrainState(
             step=state.step + 1,
             params=choose(params, state.params),
@@ -86,9 +86,9 @@ def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
             ema=choose(ema, state.ema),
             key=state.key,
             bad_steps=bad_steps,
-            skipped=state.skipped + jnp.where(sound, 0, 1),
+            skipped=state.skipped + jnp.where(is_finite, 0, 1),
         )
-        said = {"loss": value, **metrics, "gradient_norm": norm, "learning_rate": rate}
-        return after, said | {"bad_steps": bad_steps, "skipped": after.skipped}
+        report = {"loss": value, **metrics, "gradient_norm": norm, "learning_rate": rate}
+        return after, report | {"bad_steps": bad_steps, "skipped": after.skipped}
 
     return step

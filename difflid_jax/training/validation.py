@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from difflid_jax import parallel as devices
+from difflid_jax import parallel
 from difflid_jax.data.pipeline import Evaluation
 from difflid_jax.evaluation import scoring
 from difflid_jax.images.files import contact_sheet
@@ -42,7 +42,7 @@ class Scorer:
         return lambda params, interrupted: self._score(pictures, params, interrupted)
 
     def _score(self, pictures: Evaluation, params: Any, interrupted: Callable[[], bool]):
-        restore_with = self._restoring(*devices.on_one_device(self._mesh, (params, self._frozen)))
+        restore_with = self._restoring(*parallel.on_one_device(self._mesh, (params, self._frozen)))
         rows: list[list[np.ndarray]] = []
 
         def restore(hazy: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from difflid_jax.atomic import in_one_piece
+from difflid_jax.atomic import atomic_write
 
 FORMAT = "1"
 FILE = "model.safetensors"
@@ -100,7 +100,7 @@ def save(
 
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        in_one_piece(folder / FILE) as temporary,
+        atomic_write(folder / FILE) as temporary,
         temporary.open("xb") as file,
         tqdm(total=end, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar,
     ):

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from difflid_jax.cli import Refused, run
+from difflid_jax.cli import UsageError, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -90,9 +90,9 @@ def measure(
         dtype = "float32" if on_cpu else "bfloat16"
     unet, schedule = _model(weights, preset, whole, jnp.dtype(dtype))
     if size % unet.spec.stride:
-        raise Refused(f"--size {size}: expected a multiple of {unet.spec.stride}")
+        raise UsageError(f"--size {size}: expected a multiple of {unet.spec.stride}")
     if unet.spec.in_channels != 3:
-        raise Refused(f"expected a model of RGB pictures, found {unet.spec.in_channels} channels")
+        raise UsageError(f"expected a model of RGB pictures, found {unet.spec.in_channels} channels")
     rows = _ours(unet, schedule, batch, size)
     if reference:
         rows += _theirs(reference, unet.spec, rows, dtype, batch, size)
@@ -182,7 +182,7 @@ def _theirs(checkout: str, spec: UNetSpec, ours: list[Row], dtype: str, batch: i
         from guided_diffusion.nn import timestep_embedding
         from guided_diffusion.unet import UNetModel
     except ImportError as error:
-        raise Refused(f"--reference {checkout}: PyTorch's side cannot run: {error}") from error
+        raise UsageError(f"--reference {checkout}: PyTorch's side cannot run: {error}") from error
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     with torch.device("meta"):
         model = UNetModel(
@@ -265,7 +265,7 @@ def table(measured: Measured) -> str:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     options = flags.FLAGS
     measured = measure(
         weights=options.weights,

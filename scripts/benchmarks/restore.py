@@ -32,7 +32,7 @@ from absl import flags
 from flax import nnx
 from PIL import Image
 
-from difflid_jax.cli import Refused, run
+from difflid_jax.cli import UsageError, run
 from difflid_jax.data.photographs import photographs
 from difflid_jax.features.build import build_features
 from difflid_jax.features.h_space import HSpaceSpec
@@ -56,11 +56,11 @@ _LEAST_SECONDS = 5
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     try:
         sizes = [_height_width(float(text)) for text in _SIZES.value]
     except ValueError as error:
-        raise Refused(f"--megapixels {','.join(_SIZES.value)}: expected numbers above 0") from error
+        raise UsageError(f"--megapixels {','.join(_SIZES.value)}: expected numbers above 0") from error
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         weights = _weights(root / "weights")
@@ -115,7 +115,7 @@ def _program(weights: str, folder: Path) -> tuple[float, int]:
     spent = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise Refused(f"the program failed: {said}")
+        raise UsageError(f"the program failed: {said}")
     return spent, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

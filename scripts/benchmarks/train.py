@@ -29,8 +29,8 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from difflid_jax import parallel as devices
-from difflid_jax.cli import Refused, run
+from difflid_jax import parallel
+from difflid_jax.cli import UsageError, run
 from difflid_jax.config import experiment, schema
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.diffusion.presets import PRESETS
@@ -85,8 +85,8 @@ class Measured:
 
 def measure(config: ConfigDict, preset: str, steps: int) -> Measured:
     """Measure a checked config: `steps` turns of every part, then as many steps of the loop."""
-    mesh = devices.make_mesh()
-    devices.check_batch_size(mesh, config.data.batch_size)
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size(mesh, config.data.batch_size)
     if not config.data.train:
         config.data.source = "photographs"
     features = features_of(config, preset)
@@ -97,9 +97,9 @@ def measure(config: ConfigDict, preset: str, steps: int) -> Measured:
 
     graph = nnx.graphdef(nnx.eval_shape(network))
     optimizer = schema.optimizer_spec(config, 13_990)
-    frozen = devices.put_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
+    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
     make_state = jax.jit(lambda: initial_state(nnx.state(network()), optimizer, config.seed))
-    state = devices.put_whole(mesh, make_state())
+    state = parallel.replicate(mesh, make_state())
     with tempfile.TemporaryDirectory() as folder:
         batches = Batches(
             experiment.open_pictures(config, "train", cache=Path(folder) / "cache"),
@@ -107,15 +107,15 @@ def measure(config: ConfigDict, preset: str, steps: int) -> Measured:
             config.data.batch_size,
             haze=schema.haze_spec(config),
             workers=config.data.workers,
-            sharding=devices.split(mesh),
+            sharding=parallel.batch_sharded(mesh),
         )
         batch = next(batches)
 
         def apply(frozen, x, key):
-            return features.apply(devices.gathered(mesh, frozen), x, key)
+            return features.apply(parallel.gathered(mesh, frozen), x, key)
 
         step = make_step(restoration_loss(graph, apply), optimizer)
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(mesh)).lower(
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh)).lower(
             state, frozen, batch
         )
         compiled = lowered.compile()
@@ -147,7 +147,7 @@ def features_of(config: ConfigDict, preset: str) -> FrozenFeatures:
     if config.prior:
         return experiment.open_features(config)
     if config.features.kind != "h_space":
-        raise Refused(
+        raise UsageError(
             f"--config.prior is empty: only the h-space is drawn at random, not {config.features.kind}"
         )
     dtype, unet_spec = experiment.compute_dtype(config), PRESETS[preset]
@@ -195,7 +195,7 @@ def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> 
         # A loss whose gradients are given: leaves of the step only the guard, Adam and the average.
         return optax.tree.vdot(params, example), {}
 
-    update = jax.jit(make_step(linear, optimizer), out_shardings=devices.whole(mesh)).lower(
+    update = jax.jit(make_step(linear, optimizer), out_shardings=parallel.replicated(mesh)).lower(
         state, example, batch
     )
     compiled_update = update.compile()
@@ -260,7 +260,7 @@ def authors_step(checkout: str, batch: int, size: int, preset: str, steps: int) 
         from models.net import DiffLI2D as TheirNetwork
         from models.net import HSpaceExtractor
     except ImportError as error:
-        raise Refused(f"--authors {checkout}: PyTorch's side cannot run: {error}") from error
+        raise UsageError(f"--authors {checkout}: PyTorch's side cannot run: {error}") from error
     spec = PRESETS[preset]
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     fields = (
@@ -318,7 +318,7 @@ def table(measured: Measured) -> str:
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise Refused(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     options = flags.FLAGS
     config = options.config
     schema.check(config)

@@ -21,7 +21,7 @@ from flax import nnx
 
 from convert_weights import openai_ddpm
 from convert_weights.guided_diffusion_flags import spec_from_flags
-from difflid_jax.cli import Refused
+from difflid_jax.cli import UsageError
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -444,7 +444,7 @@ def test_the_program_converts_a_file_and_says_so(states, tmp_path):
     )
     assert weights.metadata["source_sha256"] == digest
     assert {tensor.dtype for tensor in weights.tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
-    with pytest.raises(Refused, match="is there already; --overwrite"):
+    with pytest.raises(UsageError, match="is there already; --overwrite"):
         run_program(source, f"--output={tmp_path / 'out'}", f"--architecture={flags}")
     prior = load_prior(tmp_path / "out")
     assert prior.schedule is Schedule.named("linear", 1000)
@@ -462,11 +462,11 @@ def test_the_program_refuses_in_one_line(tmp_path):
     flags.write_text("{")
     for arguments, error, says in [
         ([tmp_path / "gone.pt", "--output=out"], FileNotFoundError, "No such file"),
-        (["--output=out"], Refused, "give one checkpoint, or --download NAME"),
-        ([empty], Refused, "and --output FOLDER"),
-        ([empty, "--output=out", "--download=lsun_cat"], Refused, "give one checkpoint, or"),
-        ([empty, "--output=out", "--preset=lsun_cat", f"--architecture={flags}"], Refused, "not both"),
-        ([empty, "--output=out", f"--architecture={flags}"], Refused, "flags.json: expected a JSON file"),
+        (["--output=out"], UsageError, "give one checkpoint, or --download NAME"),
+        ([empty], UsageError, "and --output FOLDER"),
+        ([empty, "--output=out", "--download=lsun_cat"], UsageError, "give one checkpoint, or"),
+        ([empty, "--output=out", "--preset=lsun_cat", f"--architecture={flags}"], UsageError, "not both"),
+        ([empty, "--output=out", f"--architecture={flags}"], UsageError, "flags.json: expected a JSON file"),
     ]:
         with pytest.raises(error, match=says):
             run_program(*arguments)

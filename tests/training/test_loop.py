@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from difflid_jax import parallel as devices
+from difflid_jax import parallel
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.loop import Diverged, Interruption, LoopSpec, run
@@ -49,10 +49,10 @@ STEP = jax.jit(make_step(loss, OPTIMIZER), donate_argnums=0)
 
 def train(workdir, *, poison=range(0), evaluate=None, batches=None, metric="psnr", silent=False, **spec):
     """Start or go on in `workdir`; the outcome and what the log says."""
-    mesh = devices.make_mesh()
+    mesh = parallel.make_mesh()
     spec = LoopSpec(**{"steps": 40, "batch_size": 8, "log_every": 5, "checkpoint_every": 10} | spec)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2, metric=metric)
-    state = devices.put_whole(mesh, initial_state({"w": jnp.zeros(3)}, OPTIMIZER, seed=7))
+    state = parallel.replicate(mesh, initial_state({"w": jnp.zeros(3)}, OPTIMIZER, seed=7))
     batches, meta = batches or Points(poison), {}
     if (restored := checkpoints.restore_latest(state)) is not None:
         state, meta, batches.next = restored.state, restored.meta, restored.data["next"]

@@ -86,7 +86,7 @@ def test_the_average_follows_the_parameters(parts, stepped):
         np.testing.assert_allclose(mean_two, 2 / 11 * expected + 9 / 11 * two, rtol=1e-5, atol=1e-6)
 
     jax.tree.map(check, parts[2], first.params, second.params, first.ema, second.ema)
-    assert first.restoring_params is first.ema
+    assert first.eval_params is first.ema
 
 
 def test_each_step_draws_its_own_noise_and_the_same_again():

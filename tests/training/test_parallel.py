@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from difflid_jax import parallel as devices
+from difflid_jax import parallel
 
 # Run where eight devices are simulated; says how far each mesh is from one device, relative to the largest.
 PROGRAM = """
@@ -19,7 +19,7 @@ from flax import nnx
 from pathlib import Path
 from difflid_jax.features.build import build_features
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
-from difflid_jax import parallel as devices
+from difflid_jax import parallel
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.optimizer import OptimizerSpec
@@ -35,13 +35,14 @@ optimizer = OptimizerSpec(steps=10, halve_every=5, learning_rate=1e-3)
 pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 16, 3), np.uint8)
 
 def one_step(count, fsdp):
-    mesh = devices.make_mesh(jax.devices()[:count])
-    state = devices.put_whole(mesh, initial_state(params, optimizer, seed=3))
-    frozen = devices.put_frozen(mesh, features.frozen, fsdp=fsdp)
+    mesh = parallel.make_mesh(jax.devices()[:count])
+    state = parallel.replicate(mesh, initial_state(params, optimizer, seed=3))
+    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=fsdp)
     split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(frozen))
-    apply = lambda frozen, x, key: features.apply(devices.gathered(mesh, frozen), x, key)
-    step = jax.jit(make_step(restoration_loss(graph, apply), optimizer), out_shardings=devices.whole(mesh))
-    batch = {n: jax.device_put(p, devices.split(mesh)) for n, p in zip(("hazy", "clean"), pictures)}
+    apply = lambda frozen, x, key: features.apply(parallel.gathered(mesh, frozen), x, key)
+    everywhere = parallel.replicated(mesh)
+    step = jax.jit(make_step(restoration_loss(graph, apply), optimizer), out_shardings=everywhere)
+    batch = {n: jax.device_put(p, parallel.batch_sharded(mesh)) for n, p in zip(("hazy", "clean"), pictures)}
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(frozen)]
     state, metrics = step(state, frozen, batch)
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(frozen), before))
@@ -61,8 +62,8 @@ for count, fsdp in ((4, False), (8, True)):
 
 checkpoints = Checkpoints(Path(folder), keep=1)
 checkpoints.save(1, other, {}, {})
-fewer = devices.make_mesh(jax.devices()[:4])
-like = devices.put_whole(fewer, initial_state(params, optimizer, seed=0))
+fewer = parallel.make_mesh(jax.devices()[:4])
+like = parallel.replicate(fewer, initial_state(params, optimizer, seed=0))
 restored = checkpoints.restore_latest(like).state
 same = jax.tree.map(lambda a, b: (np.asarray(a) == np.asarray(b)).all(), restored, other)
 said["resumed on fewer"] = bool(all(jax.tree.leaves(same)))
@@ -104,8 +105,8 @@ def test_a_checkpoint_of_eight_devices_is_restored_on_four(said):
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_would():
-    mesh = devices.make_mesh()
-    devices.check_batch_size(mesh, 8 * mesh.size)
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size(mesh, 8 * mesh.size)
 
     class Three:
         size = 3
@@ -113,7 +114,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_would():
     with pytest.raises(
         ValueError, match="batch_size 40 cannot be split evenly over 3 devices: take 39 or 42"
     ):
-        devices.check_batch_size(Three(), 40)
+        parallel.check_batch_size(Three(), 40)
 
 
 @pytest.mark.skipif(jax.process_count() > 1, reason="asks for a single process")
@@ -124,9 +125,9 @@ def test_one_process_needs_nobody(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(jax.distributed, "initialize", None)
-    devices.join_processes(False)
-    assert devices.greatest(devices.make_mesh(), 15) == 15
-    np.testing.assert_array_equal(devices.on_one_device(devices.make_mesh(), [jax.numpy.ones(3)])[0], 1)
+    parallel.join_processes(False)
+    assert parallel.greatest(parallel.make_mesh(), 15) == 15
+    np.testing.assert_array_equal(parallel.on_one_device(parallel.make_mesh(), [jax.numpy.ones(3)])[0], 1)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_many_processes_are_recognised(monkeypatch, environment, expected):
         monkeypatch.setenv(name, value)
     given = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.append(options))
-    devices.join_processes(False)
+    parallel.join_processes(False)
     assert given == [expected]
 
 
@@ -164,4 +165,4 @@ def test_many_processes_that_cannot_be_found_are_an_error(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", missing)
     with pytest.raises(ValueError, match=r"--multihost: .*coordinator_address.*; launch under SLURM"):
-        devices.join_processes(True)
+        parallel.join_processes(True)
