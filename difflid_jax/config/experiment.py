@@ -37,6 +37,7 @@ def open_pictures(
             dataset=data.dataset if role == "train" else data[f"{role}_dataset"] or data.dataset,
             split="train" if role == "train" else "test",
             cache=cache,
+            sky=data.sky if role == "train" else 0.0,
             thorough=thorough,
             progress=jax.process_index() == 0,
         )

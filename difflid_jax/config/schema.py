@@ -89,11 +89,15 @@ def default() -> ConfigDict:
                 "batch_size": 40,  # over all devices and processes
                 "workers": 0,
                 "cache": "",  # folder of the decoded cache; '' is <workdir>/cache, 'off' is none
-                # Haze made on the fly; white to jpeg never apply to evaluation (data.augment.HazeSpec).
+                # > 0: depth of the skies found in photographs without depth, in multiples of the scene's
+                # farthest point, so that haze hides them; training only (data.haze.plausible_depth).
+                "sky": 0.0,
+                # Haze made on the fly; clean to jpeg never apply to evaluation (data.augment.HazeSpec).
                 "haze": {
                     "airlight": (0.7, 1.0),
                     "beta": (0.6, 1.8),
                     "seed": 0,
+                    "clean": 0.0,
                     "white": 0.0,
                     "tint": 0.0,
                     "gamma": (1.0, 1.0),
@@ -169,6 +173,7 @@ def check(config: ConfigDict) -> None:
         one_of(f"data.{field}", *LAYOUTS, *([] if field == "dataset" else [""]))
     for field in ("source", "validation_source", "test_source"):
         one_of(f"data.{field}", *SOURCES, *([] if field == "source" else [""]))
+    require("data.sky", lambda sky: sky == 0 or 1 <= sky <= 1000, "0, or from 1 to 1000")
     one_of("features.kind", *FEATURES)
     require("features.layer", _is_layer, "'middle', 'encoder:i' or 'decoder:i'")
     one_of("features.dtype", "auto", "float32", "bfloat16")

@@ -25,6 +25,7 @@ class HazeSpec:
     airlight, beta: ranges of A and β, drawn evenly for every crop (for every picture in evaluation).
     seed: of the haze of the evaluation pictures.
     The rest is off by default and never applies to evaluation pictures:
+    clean: share of the crops with β = 0: no haze, so that what is clean is learnt to stay so.
     white: share of the crops with A = 1, as in all of SOTS-indoor, and none of the tint and the light.
     tint: each channel of A is scaled by up to 1 ± tint (and held at 1).
     gamma: range of an exponent on the clean picture before haze, drawn evenly in its logarithm.
@@ -37,6 +38,7 @@ class HazeSpec:
     airlight: tuple[float, float] = (0.7, 1.0)
     beta: tuple[float, float] = (0.6, 1.8)
     seed: int = 0
+    clean: float = 0.0
     white: float = 0.0
     tint: float = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
@@ -53,8 +55,9 @@ class HazeSpec:
         for name in ("airlight", "light"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(f"haze.{name} must be within [0, 1], not {getattr(self, name)!r}")
-        if not 0 <= self.white <= 1:
-            raise ValueError(f"haze.white must be a share in [0, 1], not {self.white!r}")
+        for name in ("clean", "white"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"haze.{name} must be a share in [0, 1], not {getattr(self, name)!r}")
         if not 0 <= self.tint < 1 or not 0 <= self.noise < 1:
             raise ValueError(f"haze.tint and haze.noise must be in [0, 1), not {self.tint!r}, {self.noise!r}")
         if self.jpeg and (len(self.jpeg) != 2 or not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100):
@@ -123,8 +126,10 @@ class Augment:
 def make_hazy(
     clean: np.ndarray, depth: np.ndarray, spec: HazeSpec, rng: np.random.Generator, *, plain: bool = False
 ) -> dict[str, np.ndarray]:
-    """clean uint8 (H,W,3) and depth uint16 (H,W) → a hazy and a clean picture of 8 bits."""
+    """clean uint8 (H,W,3) and depth (H,W), 65535 where t = exp(−β), → a hazy and a clean image of 8 bits."""
     beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
+    if spec.clean and not plain and rng.random() < spec.clean:
+        beta = 0.0
     if spec.tint and not plain:
         tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
         airlight = np.minimum(airlight * tint, 1).astype(np.float32)

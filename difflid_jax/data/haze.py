@@ -9,6 +9,7 @@ picture this reproduces RESIDE's own files.
 import numpy as np
 
 from difflid_jax.baselines.guided_filter import guided_filter
+from difflid_jax.data.sky import sky_mask
 
 
 def transmission(depth: np.ndarray, beta: float) -> np.ndarray:
@@ -47,12 +48,15 @@ def scatter(clean: np.ndarray, t: np.ndarray, airlight: float | np.ndarray) -> n
     return (clean.reshape(rows, -1) * t + airlight * (1 - t)).reshape(clean.shape)
 
 
-def plausible_depth(image: np.ndarray, seed: int) -> np.ndarray:
-    """A depth map for a photograph that has none: float32 (H,W) in (0,1], the farthest point at 1.
+def plausible_depth(image: np.ndarray, seed: int, sky: float = 0.0) -> np.ndarray:
+    """A depth map for a photograph that has none: float32 (H,W), positive, the farthest of the scene at 1.
 
-    A ground plane that recedes from the bottom to a horizon, then smooth hills at random, both drawn from
+    A ground plane that recedes from the bottom to a horizon, then smooth random hills, both drawn from
     `seed` and fitted to the edges of `image` (H,W,3 uint8 or float in [0,1]) by a guided filter, so that the
     depth breaks where objects do. It is plausible, not true: good for training and for demonstrations.
+
+    sky: depth of the sky that `sky_mask` finds, in multiples of the scene's farthest point (6 leaves 3% of
+        the sky at β = 0.6); 0 does not look for a sky.
     """
     rng = np.random.default_rng(seed)
     guide = np.asarray(image, np.float64) / (255 if np.asarray(image).dtype == np.uint8 else 1)
@@ -65,11 +69,15 @@ def plausible_depth(image: np.ndarray, seed: int) -> np.ndarray:
     depth = plane * (1 + 0.5 * hills)
     radius = max(2, min(rows, columns) // 12)
     depth = guided_filter(guide, depth, radius, 1e-3)
-    # Bright, pale regions high in the picture are most often the sky: put them far away.
+    # Bright, pale regions high in the image are most often far away.
     pale = guide.min(-1) * np.clip((horizon + 0.2 - y) / 0.2, 0, 1)
     depth = depth + 0.4 * guided_filter(guide, pale, radius, 1e-3)
     depth = np.maximum(depth, 0.03 * depth.max())
-    return (depth / depth.max()).astype(np.float32)
+    depth = (depth / depth.max()).astype(np.float32)
+    if sky:
+        mask = sky_mask(image)
+        depth = depth + mask * (np.float32(sky) - depth)
+    return depth
 
 
 def _smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:

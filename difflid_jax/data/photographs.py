@@ -29,8 +29,10 @@ SPLITS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def photographs(split: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, clean uint8 (H,W,3), depth float32 (H,W), larger is farther) for split "train" or "test".
+def photographs(split: str, sky: float = 0.0) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, clean uint8 (H,W,3), depth float32 (H,W), 1 the scene's farthest) of split "train" or "test".
+
+    `sky` as in `plausible_depth`.
 
     Raises ValueError for another split, FileNotFoundError where a package lost its pictures.
     """
@@ -40,9 +42,11 @@ def photographs(split: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
     for package, file in SPLITS[split]:
         name = file.split(".")[0].removesuffix("_left")
         clean = np.asarray(Image.open(io.BytesIO(_read(package, file))).convert("RGB"))
-        depth = (
-            motorcycle_depth() if name == "motorcycle" else plausible_depth(clean, zlib.crc32(name.encode()))
-        )
+        if name == "motorcycle":
+            depth = motorcycle_depth()
+            depth /= depth.max()
+        else:
+            depth = plausible_depth(clean, zlib.crc32(name.encode()), sky)
         found.append((name, clean, depth))
     return found
 

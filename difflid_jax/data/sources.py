@@ -116,10 +116,17 @@ class Depth:
 
 @dataclass(frozen=True)
 class PlausibleDepth:
-    """Made-up depth of a picture, uint16 d / max d, always the same for the same name: an `Item`."""
+    """Made-up depth of an image, always the same for the same name: an `Item`.
+
+    65535 is the scene's farthest point; a `sky` (see `plausible_depth`) lies behind it, so it takes float32.
+    """
 
     picture: Picture
-    dtype: str = "uint16"
+    sky: float = 0.0
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.sky else "uint16"
 
     @property
     def name(self) -> str:
@@ -131,14 +138,16 @@ class PlausibleDepth:
 
     @property
     def recipe(self) -> str:
-        return f"plausible depth 1 of {self.picture.recipe}"
+        sky = f" sky {self.sky:g}" if self.sky else ""
+        return f"plausible depth 1{sky} of {self.picture.recipe}"
 
     def shape(self) -> tuple[int, ...]:
         return self.picture.shape()[:2]
 
     def load(self) -> np.ndarray:
         seed = zlib.crc32(self.picture.name.encode())
-        return rgbd.normalized(plausible_depth(self.picture.load(), seed))
+        depth = plausible_depth(self.picture.load(), seed, self.sky)
+        return depth * np.float32(65535) if self.sky else rgbd.normalized(depth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +183,7 @@ def open_data(
     dataset: str = "folders",
     split: str | None = None,
     cache: str | os.PathLike = "off",
+    sky: float = 0.0,
     allow_missing: bool = False,
     thorough: bool = False,
     progress: bool = True,
@@ -185,6 +195,7 @@ def open_data(
         root: where it lies, see above.
         dataset, split: of 'folders' and 'tfds', see `pairs.find_pairs`; 'photographs' has 'train' and 'test'.
         cache: the folder of decoded caches, or 'off'.
+        sky: depth of the skies of photographs with plausible depth, see `haze.plausible_depth`.
         allow_missing: go on with the usable pairs where others had to be left out.
         thorough: decode every picture of 'folders' once, so that damage inside one is found now.
 
@@ -204,12 +215,12 @@ def open_data(
     elif source == "tfds":
         items, elements, names = _built(root, dataset, split)
     elif source == "photographs" and not root:
-        items, elements, names = _carried(split or "train")
+        items, elements, names = _carried(split or "train", sky)
         cache = "off"  # in memory already
     elif source == "images":
         items, elements, names = _alone(root)
     else:
-        items, elements, names = _with_depth(root, plausible=source == "photographs")
+        items, elements, names = _with_depth(root, plausible=source == "photographs", sky=sky)
     if not elements:
         raise ValueError(f"{root}: no pictures here (expected {', '.join(sorted(EXTENSIONS))})")
     kind = {"folders": "pairs", "tfds": "pairs", "images": "images"}.get(source, "depth")
@@ -240,7 +251,7 @@ def _built(root: str, dataset: str, split: str | None) -> tuple:
     return _without_repeats(items, 2, [name for name, _, _ in found])
 
 
-def _with_depth(roots: str, *, plausible: bool) -> tuple:
+def _with_depth(roots: str, *, plausible: bool, sky: float) -> tuple:
     items: list[Item] = []
     names = []
     for root, ids, frame in _roots(roots):
@@ -251,7 +262,7 @@ def _with_depth(roots: str, *, plausible: bool) -> tuple:
         elif plausible and not ids:
             for file in find_files(root):
                 names.append(file.stem)
-                items += Picture(file), PlausibleDepth(Picture(file))
+                items += Picture(file), PlausibleDepth(Picture(file), sky)
         else:
             Path(root).stat()
             raise ValueError(
@@ -275,12 +286,13 @@ def _alone(roots: str) -> tuple:
     return _without_repeats(items, 1, [item.name for item in items])
 
 
-def _carried(split: str) -> tuple:
+def _carried(split: str, sky: float) -> tuple:
     items: list[Item] = []
     names = []
-    for name, clean, depth in photographs(split):
+    for name, clean, depth in photographs(split, sky):
         names.append(name)
-        items += InMemory(name, clean), InMemory(f"depth of {name}", rgbd.normalized(depth))
+        depth = depth * np.float32(65535) if sky else rgbd.normalized(depth)
+        items += InMemory(name, clean), InMemory(f"depth of {name}", depth)
     return items, [(i, i + 1) for i in range(0, len(items), 2)], names
 
 

@@ -111,6 +111,8 @@ def test_the_shipped_restorers_runs_show_the_same_part_of_a_picture():
         ("data.scale", (1.0, 0.5), r"config.data.scale must be two numbers"),
         ("data.haze.airlight", (0.7, 1.2), "config.data.haze.airlight"),
         ("data.haze.white", 1.5, "config.data.haze.white"),
+        ("data.haze.clean", -0.1, "config.data.haze.clean"),
+        ("data.sky", 0.5, "config.data.sky"),
         ("data.haze.beta", (1.0,), "config.data.haze.beta"),
         ("features.kind", "dino", "config.features.kind must be one of"),
         ("features.layer", "bottom", "config.features.layer must be 'middle', 'encoder:i' or 'decoder:i'"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from difflid_jax.data.haze import add_haze, plausible_depth, transmission
-from difflid_jax.data.photographs import SPLITS, photographs
+from difflid_jax.data.photographs import SPLITS, motorcycle_depth, photographs
 
 
 def test_haze_is_the_scattering_model():
@@ -45,6 +45,28 @@ def test_plausible_depth_recedes_follows_edges_and_is_seeded():
     assert not np.array_equal(depth, plausible_depth(image, 8))
 
 
+@pytest.mark.parametrize(
+    ("top", "is_sky"),
+    [
+        ((120, 170, 240), True),  # blue
+        ((225, 225, 230), True),  # overcast
+        ((40, 60, 40), False),  # dark woods
+        ((230, 150, 60), False),  # a warm wall
+    ],
+)
+def test_a_sky_lies_at_its_depth_and_the_scene_stays(top, is_sky):
+    rng = np.random.default_rng(0)
+    image = rng.integers(20, 120, (200, 300, 3)).astype(np.uint8)
+    image[:80] = top
+    image[150:, :100] = (225, 225, 230)  # as pale as a sky, but not at the top
+    depth, scene = plausible_depth(image, 3, sky=6), plausible_depth(image, 3)
+    if is_sky:
+        np.testing.assert_allclose(depth[:72], 6, rtol=1e-6)
+        np.testing.assert_array_equal(depth[100:], scene[100:])
+    else:
+        np.testing.assert_array_equal(depth, scene)
+
+
 def test_photographs_are_there_and_disjoint():
     assert not {file for _, file in SPLITS["train"]} & {file for _, file in SPLITS["test"]}
     pictures = photographs("test")
@@ -52,7 +74,8 @@ def test_photographs_are_there_and_disjoint():
     for _, clean, depth in pictures:
         assert clean.dtype == np.uint8 and clean.shape == (*depth.shape, 3)
         assert np.isfinite(depth).all() and depth.min() > 0
-    metres = pictures[0][2]
+        assert depth.max() == 1
+    metres = motorcycle_depth()
     assert 1.5 < metres.min() < metres.max() < 6.5
 
 

@@ -276,6 +276,7 @@ def test_airlight_and_beta_are_drawn_anew_for_every_crop():
     ("change", "touches_clean"),
     [
         ({"white": 0.5}, False),
+        ({"clean": 0.5}, False),
         ({"tint": 0.1}, False),
         ({"noise": 0.05}, False),
         ({"jpeg": (30, 40)}, False),
@@ -317,6 +318,12 @@ def test_white_is_the_share_of_crops_whose_airlight_is_one():
     white = (batch["hazy"] == 255).all((1, 2, 3))
     assert 0.2 < white.mean() < 0.4
     assert batch["hazy"][~white].max() < 145
+
+
+def test_clean_is_the_share_of_crops_without_haze():
+    (batch,) = _take(Batches(_data("depth"), CROP, 400, haze=HazeSpec(clean=0.3, light=(0.4, 0.9))), 1)
+    apart = np.abs(batch["hazy"].astype(int) - batch["clean"]).max((1, 2, 3))
+    assert 0.2 < (apart <= 1).mean() < 0.4  # dimmed, both are rounded apart
 
 
 def test_light_dims_scene_and_airlight_alike_evenly_or_not_and_leaves_white_haze_alone():
