@@ -1,7 +1,7 @@
 """Adam with the paper's schedule: 2e-4, halved every 300 of 1,200 epochs (Sec. 5.1).
 
-The learning rate is a function of the training step and not of the optimiser's own count, so that a step
-whose update was skipped still counts.
+The learning rate is a function of the training step, not of the optimizer's own count, so a step whose update
+was skipped still counts.
 """
 
 import dataclasses
@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+SCHEDULES = ("halve", "cosine", "constant")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """How the parameters follow the gradients; all lengths in steps.
+    """Adam and its learning rate; all lengths in steps.
 
-    `schedule` is 'halve' (by two, every `halve_every` steps), 'cosine' (to zero at `steps`) or 'constant'.
-    `clip` is the greatest global norm of the gradients, `ema` the decay of the averaged parameters; 0 means
-    none of either.
+    steps: length of the whole run. schedule: 'halve' (every `halve_every` steps), 'cosine' (to zero at
+    `steps`) or 'constant'. warmup_steps: the rate first rises linearly over this many steps. clip: greatest
+    global norm of the gradients. ema: decay of the averaged parameters. 0 turns `warmup_steps`, `clip`,
+    `weight_decay` and `ema` off.
     """
 
     steps: int
@@ -32,21 +35,37 @@ class OptimizerSpec:
     weight_decay: float = 0.0
     ema: float = 0.0
 
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"optimizer.schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}"
+            )
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate: expected more than 0, found {self.learning_rate}")
+        for name in ("b1", "b2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}: expected 0 ≤ {name} < 1, found {getattr(self, name)}")
+        for name in ("warmup_steps", "clip", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name}: expected 0 (off) or more, found {getattr(self, name)}")
+        for name in ("steps", "halve_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}: expected at least 1, found {getattr(self, name)}")
+
 
 def learning_rate(spec: OptimizerSpec, step: jax.Array) -> jax.Array:
-    """The rate that the update of `step` (counted from 0) is made with, float32."""
+    """The rate of the update that `step` (counted from 0) makes, float32."""
     step = jnp.asarray(step, jnp.float32)
-    if spec.schedule == "halve":
-        factor = 0.5 ** jnp.floor(step / spec.halve_every)
-    elif spec.schedule == "cosine":
-        factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / spec.steps, 1)))
-    elif spec.schedule == "constant":
-        factor = jnp.ones_like(step)
-    else:
-        raise ValueError(f"schedule: expected 'halve', 'cosine' or 'constant', found {spec.schedule!r}")
+    schedules = {
+        "halve": optax.exponential_decay(spec.learning_rate, spec.halve_every, 0.5, staircase=True),
+        "cosine": optax.cosine_decay_schedule(spec.learning_rate, spec.steps),
+        "constant": optax.constant_schedule(spec.learning_rate),
+    }
+    rate = jnp.asarray(schedules[spec.schedule](step), jnp.float32)
     if spec.warmup_steps:
-        factor = factor * jnp.minimum((step + 1) / spec.warmup_steps, 1)
-    return spec.learning_rate * factor
+        # A factor and not `optax.join_schedules`: the decay counts from step 0, not from the warmup's end.
+        rate = rate * jnp.minimum((step + 1) / spec.warmup_steps, 1)
+    return rate
 
 
 def direction(spec: OptimizerSpec) -> optax.GradientTransformation:

@@ -131,9 +131,19 @@ def test_learning_rates(options, rates):
         assert float(rules.learning_rate(spec, step)) == pytest.approx(2e-4 * share, abs=1e-10)
 
 
-def test_an_unknown_schedule_is_named():
-    with pytest.raises(ValueError, match="expected 'halve', 'cosine' or 'constant', found 'step'"):
-        rules.learning_rate(OptimizerSpec(steps=1, halve_every=1, schedule="step"), 0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "step"}, "schedule: expected one of halve, cosine, constant, found 'step'"),
+        ({"learning_rate": 0.0}, "learning_rate: expected more than 0, found 0.0"),
+        ({"ema": 1.0}, "ema: expected 0 ≤ ema < 1, found 1.0"),
+        ({"clip": -1.0}, r"clip: expected 0 \(off\) or more, found -1.0"),
+        ({"halve_every": 0}, "halve_every: expected at least 1, found 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=rf"optimizer\.{message}"):
+        OptimizerSpec(**{"steps": 1, "halve_every": 1} | options)
 
 
 def test_clipping_bounds_the_norm_and_decay_pulls_to_zero():
