@@ -136,9 +136,9 @@ class DiffLI2D(nnx.Module):
         """(restored (B,H,W,3) float32, {"gates": the channel gates of Eq. 8, one (B,1,1,C) per block}).
 
         hazy (B,H,W,3) in [-1,1], H and W multiples of `spec.stride`; h_content and h_haze (B,H',W',C').
-        restored is not clipped. For a tile of a larger picture, h_* are those of the whole picture,
-        `gates` the gates found on the whole, `window` = (top, left, bottom, right) in [0,1] where the tile
-        lies (numbers or traced scalars). Raises ValueError for a size or channel count that does not fit, and
+        restored is not clipped. `window` = (top, left, bottom, right) is the part of the image of h_* that
+        `hazy` covers, in fractions of its sides (numbers or traced scalars); a part beyond 1 is padding, and
+        Eq. 8 does not pool it. For a tile, `gates` are the gates found on the whole image. Raises ValueError for a size or channel count that does not fit, and
         for tiles of the self-attention ablations, whose keys come from the input itself.
         """
         self._check(hazy, h_content, h_haze, gates)

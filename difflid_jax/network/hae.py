@@ -33,8 +33,9 @@ class HazeAwareEnhancement(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """(F_o, the gate g = σ(W_L · AvgPool(F'_m)) of shape (B,1,1,C)).
 
-        `gate` replaces the one pooled from this input; `window` is the part (top, left, bottom, right), in
-        [0,1], of the picture under h that f covers. Both serve tiles of a larger picture.
+        `window` = (top, left, bottom, right) is the part of h's image that f covers, (0, 0, 1, 1) being all of
+        it. Pixels beyond the image (padding) are modulated as its edge and are not pooled. `gate` replaces
+        the one pooled from this input. Both serve padded images and tiles of a larger image.
         """
         scale, shift = self.scale(h), self.shift(h)
         rows, columns = _bilinear(f.shape[1:3], h.shape[1:3], window)
@@ -42,34 +43,45 @@ class HazeAwareEnhancement(nnx.Module):
             pooled = _mean_modulated(f, scale, shift, rows, columns)
             gate = nnx.sigmoid(self.gate(pooled.astype(f.dtype)))
         # g ⊙ F'_m + F' = (1 + g ⊙ W_γ h) ⊙ F' + g ⊙ W_β h, and the gate goes into the small maps.
-        scale, shift = (_enlarge(x, rows, columns, f.dtype) for x in (1 + gate * scale, gate * shift))
+        scale, shift = (_enlarge(x, rows[0], columns[0], f.dtype) for x in (1 + gate * scale, gate * shift))
         return scale * f + shift, gate
 
 
-def _bilinear(size: Sequence[int], maps: Sequence[int], window) -> tuple[jax.Array, jax.Array]:
-    """Weights (H,H') and (W,W') that bring the `window` of maps to `size`; pixel centres at half integers."""
+def _bilinear(size: Sequence[int], maps: Sequence[int], window) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """For rows and columns: weights (H,H') that bring the `window` of maps to `size`, and which rows are inside.
+
+    As `jax.image.scale_and_translate(method="linear")`, pixel centres at half integers; but pixels beyond the
+    maps take the values of their edge.
+    """
     top, left, bottom, right = window
     return tuple(
-        jax.image.scale_and_translate(
-            jnp.eye(few), (many, few), (0,), scale[None], -start * few * scale[None], method="linear"
-        )
-        for many, few, start, scale in (
-            (size[0], maps[0], top, jnp.asarray(size[0] / ((bottom - top) * maps[0]))),
-            (size[1], maps[1], left, jnp.asarray(size[1] / ((right - left) * maps[1]))),
-        )
+        _bilinear_weights(many, few, start, stop)
+        for many, few, start, stop in ((size[0], maps[0], top, bottom), (size[1], maps[1], left, right))
     )
 
 
+def _bilinear_weights(many, few, start, stop) -> tuple[jax.Array, jax.Array]:
+    step = 1 / jnp.asarray(many / ((stop - start) * few), jnp.float32)
+    position = (jnp.arange(many, dtype=jnp.float32) + 0.5) * step + start * few - 0.5
+    inside = (position >= -0.5) & (position <= few - 0.5)
+    position = jnp.clip(position, -0.5, few - 0.5)
+    distance = jnp.abs(position[:, None] - jnp.arange(few, dtype=jnp.float32)) / jnp.maximum(step, 1)
+    weights = jnp.maximum(0, 1 - distance)
+    return weights / weights.sum(1, keepdims=True), inside
+
+
 def _mean_modulated(f: jax.Array, scale, shift, rows, columns) -> jax.Array:
-    """AvgPool(F'_m) as float32 (B,1,1,C), with F read once and nothing of its size written.
+    """AvgPool(F'_m) over the pixels inside, as float32 (B,1,1,C), with F read once.
 
     The mean of (R γ Cᵀ) ⊙ F over the pixels is that of γ ⊙ (Rᵀ F C): matrix products, on small maps.
     """
+    (rows, row_inside), (columns, column_inside) = rows, columns
+    rows, columns = rows * row_inside[:, None], columns * column_inside[:, None]
     below = jnp.einsum("bhwc,hi->biwc", f, rows.astype(f.dtype))
     below = jnp.einsum("biwc,wj->bijc", below, columns)
     area = jnp.einsum("hi,wj->ij", rows, columns)[None, :, :, None]
     total = (scale * below + shift * area).sum((1, 2), keepdims=True, dtype=jnp.float32)
-    return total / (f.shape[1] * f.shape[2])
+    return total / (row_inside.sum(dtype=jnp.float32) * column_inside.sum(dtype=jnp.float32))
 
 
 def _enlarge(maps: jax.Array, rows: jax.Array, columns: jax.Array, dtype) -> jax.Array:

@@ -107,6 +107,31 @@ def test_hae_and_its_gradients_are_those_of_maps_brought_to_full_size(maps):
         np.testing.assert_allclose(gradient, number, rtol=1e-4, atol=1e-3)
 
 
+def test_hae_places_as_jax_image_does_and_neither_pools_nor_tapers_padding():
+    """`scale_and_translate` is the reference inside the image; padding continues its edge."""
+    window, few, many = (0.25, 1.0), 3, 12
+    weights, inside = hae._bilinear_weights(many, few, *window)
+    scale = jnp.asarray([many / (0.75 * few)])
+    expected = jax.image.scale_and_translate(
+        jnp.eye(few), (many, few), (0,), scale, -0.25 * few * scale, method="linear"
+    )
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    assert inside.all()
+
+    module = randomised(hae.HazeAwareEnhancement(8, 12, dtype=jnp.float32, rngs=nnx.Rngs(1)))
+    f = jax.random.normal(jax.random.key(0), (1, 6, 10, 8))
+    h = jax.random.normal(jax.random.key(1), (1, 3, 5, 12))
+    plain, gate = module(f, h)
+    for fill in (0.0, 100.0):
+        padded = jnp.pad(f, [(0, 0), (0, 2), (0, 3), (0, 0)], constant_values=fill)
+        found, found_gate = module(padded, h, window=(0.0, 0.0, 8 / 6, 13 / 10))
+        np.testing.assert_allclose(found_gate, gate, rtol=1e-6)
+        np.testing.assert_allclose(found[:, :6, :10], plain, rtol=1e-5, atol=1e-6)
+    scale, shift = (x(h[:, -1, -1]) for x in (module.scale, module.shift))
+    beyond = gate[0, 0, 0] * (scale[0] * 100 + shift[0]) + 100
+    np.testing.assert_allclose(found[0, -1, -1], beyond, rtol=1e-5)
+
+
 def test_a_step_of_bfloat16_follows_that_of_float32():
     """The CPU's compiler knows some products of bfloat16 only."""
     hazy = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1)
