@@ -18,7 +18,8 @@ from difflid_jax.cli import run
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.pairing.leakage import find_leaks
 from difflid_jax.data.pairing.pairs import Pair, Report, find_parts, load_pair
-from difflid_jax.images.files import contact_sheet, write_png
+from difflid_jax.images.files import write_png
+from difflid_jax.images.sheets import contact_sheet
 
 _DATASET = flags.DEFINE_enum("dataset", "folders", list(LAYOUTS), "What the folder holds.")
 _SPLIT = flags.DEFINE_enum("split", "", ["", "train", "test"], "Which part; empty: every part there is.")

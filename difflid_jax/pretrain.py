@@ -33,7 +33,7 @@ from difflid_jax.diffusion.objective import hybrid_loss, loss_by_time
 from difflid_jax.diffusion.sampling import Sampler
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
-from difflid_jax.images.files import contact_sheet
+from difflid_jax.images.sheets import contact_sheet
 from difflid_jax.training import loop, throughput, workdir
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog

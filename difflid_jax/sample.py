@@ -20,7 +20,8 @@ from tqdm import tqdm
 from difflid_jax.cli import UsageError, refuse_existing, run
 from difflid_jax.diffusion.sampling import SAMPLERS, Sampler
 from difflid_jax.features.prior import load_prior
-from difflid_jax.images.files import contact_sheet, write_png
+from difflid_jax.images.files import write_png
+from difflid_jax.images.sheets import contact_sheet
 
 
 def main(argv: Sequence[str]) -> None:

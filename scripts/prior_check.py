@@ -41,7 +41,8 @@ from difflid_jax.evaluation import prior as measures
 from difflid_jax.evaluation import tables as report
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.features.prior import Prior, load_prior, random_prior
-from difflid_jax.images.files import contact_sheet, write_png
+from difflid_jax.images.files import write_png
+from difflid_jax.images.sheets import contact_sheet
 from difflid_jax.restoration.restorer import use_compilation_cache
 
 # What the results depend on, beside the scenes.

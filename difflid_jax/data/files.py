@@ -9,15 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from difflid_jax.images.files import (
-    EXTENSIONS,
-    MAX_PIXELS,
-    Header,
-    decode_image,
-    open_picture,
-    read_header,
-    read_image,
-)
+from difflid_jax.images.files import MAX_PIXELS, Header, decode_image, open_image, read_header, read_image
+from difflid_jax.images.formats import EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class File:
         """Size and kind; raises as `images.read_header`."""
         if self.member is None:
             return read_header(self.path)
-        return open_picture(io.BytesIO(self.bytes()), self.name, MAX_PIXELS)[1]
+        return open_image(io.BytesIO(self.bytes()), self.name, MAX_PIXELS)[1]
 
 
 def find_files(root: str | os.PathLike, folder: str | None = None) -> list[File]:

@@ -20,7 +20,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from difflid_jax.data.files import File, find_files, is_tar
-from difflid_jax.images.files import DECODING_ERRORS, MAX_PIXELS, open_picture, reason
+from difflid_jax.images.files import MAX_PIXELS, open_image
+from difflid_jax.images.formats import DECODING_ERRORS, reason
 
 _SMOOTHING = 2.0  # pixels; the best of 1, 1.5, 2, 3, 5 on the four ITS files, by a narrow margin
 _MAX_HOLES = 0.001
@@ -136,7 +137,7 @@ def normalized(depth: np.ndarray) -> np.ndarray:
 
 
 def _depth_picture(file: File) -> Image.Image:
-    picture, _ = open_picture(io.BytesIO(file.bytes()), file.name, MAX_PIXELS)
+    picture, _ = open_image(io.BytesIO(file.bytes()), file.name, MAX_PIXELS)
     if picture.mode not in ("L", "I;16", "I;16B", "I"):
         raise ValueError(
             f"{file.name}: a depth picture of mode {picture.mode}, expected grey of 8 or 16 bits"

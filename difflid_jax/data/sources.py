@@ -25,7 +25,7 @@ from difflid_jax.data.files import File, find_files
 from difflid_jax.data.haze import plausible_depth
 from difflid_jax.data.pairing.pairs import Report, check_or_raise, find_pairs
 from difflid_jax.data.photographs import photographs
-from difflid_jax.images.files import EXTENSIONS
+from difflid_jax.images.formats import EXTENSIONS
 
 SOURCES = ("folders", "tfds", "photographs", "rgbd", "images")
 

@@ -20,7 +20,8 @@ from difflid_jax.atomic import write_text
 from difflid_jax.evaluation.methods import Method
 from difflid_jax.evaluation.scoring import Result
 from difflid_jax.evaluation.test_sets import TestSet
-from difflid_jax.images.files import contact_sheet, write_png
+from difflid_jax.images.files import write_png
+from difflid_jax.images.sheets import contact_sheet
 from difflid_jax.metrics.protocols import PROTOCOLS
 
 Scored = Sequence[tuple[Method, Result]]

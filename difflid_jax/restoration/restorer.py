@@ -103,14 +103,20 @@ class Restorer:
     def restore_pixels(
         self, pixels: np.ndarray, strength: float = 1.0, on_tile: OnTile | None = None
     ) -> np.ndarray:
-        """(H,W) or (H,W,3), uint8, uint16 or float32 in [0,1] → the same, restored."""
+        """(H,W) or (H,W,3), uint8, uint16 or float32 in [0,1] → the same, restored.
+
+        Raises: ValueError if the network's output is not finite.
+        """
         if strength == 0:
             return pixels.copy()
         height, width = pixels.shape[:2]
         out = np.empty_like(pixels)
         for first, band in self._bands(pixels, on_tile):
             rows = slice(first, min(first + len(band), height))
-            restored = np.clip((band[: rows.stop - first, :width] + 1) / 2, 0, 1)
+            restored = (band[: rows.stop - first, :width] + 1) / 2
+            if not np.isfinite(restored).all():
+                raise ValueError("the restored image is not finite; use other weights, or train these again")
+            restored = np.clip(restored, 0, 1)
             if pixels.ndim == 2:
                 restored = restored @ _LUMA
             if strength != 1:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from difflid_jax import parallel
 from difflid_jax.data.pipeline import Evaluation
 from difflid_jax.evaluation import scoring
-from difflid_jax.images.files import contact_sheet
+from difflid_jax.images.sheets import contact_sheet
 from difflid_jax.metrics.lpips import Lpips
 from difflid_jax.training.loop import Evaluate
 

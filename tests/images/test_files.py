@@ -12,13 +12,13 @@ from PIL import Image
 
 from difflid_jax.images.files import (
     check_image,
-    contact_sheet,
     decode_image,
     image_size,
     read_header,
     read_image,
     write_png,
 )
+from difflid_jax.images.sheets import contact_sheet
 
 
 def photo(height=24, width=32, seed=0):
@@ -43,12 +43,12 @@ def test_png_keeps_every_pixel(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_real_pictures_decode_as_pillow_decodes_them(shared):
+def test_real_images_decode_as_pillow_decodes_them(shared):
     for name in ("sots_indoor_dev/gt/1400.png", "i_haze_dev/hazy/1_indoor_hazy.jpg"):
         path = shared / "data" / name
-        with Image.open(path) as picture:
-            np.testing.assert_array_equal(read_image(path), np.asarray(picture))
-            assert image_size(path) == picture.size[::-1]
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(read_image(path), np.asarray(image))
+            assert image_size(path) == image.size[::-1]
 
 
 def test_grey_and_opaque_alpha_convert_without_loss(tmp_path):
@@ -77,7 +77,7 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, orientation):
     np.testing.assert_array_equal(shown[corner[orientation]], np.asarray(stored)[0, 0])
 
 
-def test_a_picture_whose_exif_is_broken_is_read_as_it_is_stored(tmp_path):
+def test_a_image_whose_exif_is_broken_is_read_as_it_is_stored(tmp_path):
     image = Image.fromarray(photo(24, 40))
     # Neither II nor MM.
     image.save(tmp_path / "a.jpg", dpi=(72, 72), exif=b"Exif\0\0XX\0*\0\0\0\x08" + bytes(20))
@@ -85,7 +85,7 @@ def test_a_picture_whose_exif_is_broken_is_read_as_it_is_stored(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), read_image(tmp_path / "b.jpg"))
 
 
-def bad_pictures(folder):
+def bad_images(folder):
     image = photo()
     good = folder / "good.png"
     write_png(good, image)
@@ -99,7 +99,7 @@ def bad_pictures(folder):
         "truncated.png": data[: len(data) // 2],
         "truncated.jpg": (folder / "good.jpg").read_bytes()[:-200],
         "broken.png": bytes(flipped),
-        "text.png": b"hazy but not a picture\n",
+        "text.png": b"hazy but not a image\n",
         "empty.png": b"",
         "zero.png": raw_png(0, 5, 8, 2, b""),
         "bomb.png": raw_png(60_000, 60_000, 8, 2, b"\0" * 100),
@@ -119,13 +119,13 @@ def bad_pictures(folder):
         "truncated.png": "truncated",
         "truncated.jpg": "truncated",
         "broken.png": "damaged",
-        "text.png": "no picture",
+        "text.png": "not an image",
         "empty.png": "empty",
         "zero.png": "zero size",
         "bomb.png": "60000×60000",
         "rgb16.png": "16-bit",
         "grey16.png": "16-bit",
-        "page.gif": "no picture",
+        "page.gif": "a GIF image is not supported",
         "palette.png": "palette",
         "cmyk.jpg": "CMYK",
         "alpha.png": "transparent",
@@ -133,8 +133,8 @@ def bad_pictures(folder):
     }
 
 
-def test_bad_pictures_are_refused_with_file_and_reason(tmp_path):
-    for name, reason in bad_pictures(tmp_path).items():
+def test_bad_images_are_refused_with_file_and_reason(tmp_path):
+    for name, reason in bad_images(tmp_path).items():
         for read in (read_image, check_image):
             with pytest.raises(ValueError, match=reason) as refusal:
                 read(tmp_path / name)
@@ -146,7 +146,7 @@ def test_bad_pictures_are_refused_with_file_and_reason(tmp_path):
 
 def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path):
     chance = random.Random(0)
-    pictures = []
+    images = []
     for form, mode in (
         ("PNG", "RGB"),
         ("PNG", "P"),
@@ -157,10 +157,10 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path):
     ):
         buffer = io.BytesIO()
         Image.fromarray(photo()).convert(mode).save(buffer, form)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     outcomes = Counter()
     for _ in range(1200):
-        data = bytearray(chance.choice(pictures))
+        data = bytearray(chance.choice(images))
         for _ in range(chance.randint(1, 5)):
             data[chance.randrange(min(len(data), chance.choice((64, len(data)))))] = chance.randrange(256)
         if chance.random() < 0.2:
@@ -207,14 +207,14 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_write_refuses_what_is_no_picture(tmp_path):
+def test_write_refuses_what_is_no_image(tmp_path):
     for array in (photo().astype(np.float32), photo()[None], photo()[..., :2], np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ValueError, match="must be uint8"):
             write_png(tmp_path / "a.png", array)
     assert not list(tmp_path.iterdir())
 
 
-def test_contact_sheet_shows_every_picture_in_its_place():
+def test_contact_sheet_shows_every_image_in_its_place():
     red, blue = np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30, 3), np.float32)
     red[..., 0], blue[..., 2] = 255, 1.0
     sheet = contact_sheet([[red, blue], [blue]], labels=["hazy", "clean"], gap=10)
@@ -231,5 +231,5 @@ def test_contact_sheet_refuses_labels_that_do_not_fit():
         contact_sheet([[photo()]], labels=["a", "b", "c"])
     with pytest.raises(ValueError, match="captions"):
         contact_sheet([[photo()]], labels=[["a", "b"]])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([])

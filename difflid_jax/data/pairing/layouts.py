@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from difflid_jax.images.files import EXTENSIONS
+from difflid_jax.images.formats import EXTENSIONS
 
 DEGRADED_FOLDERS = ("hazy", "haze", "in", "input", "low")
 CLEAN_FOLDERS = ("gt", "clear", "clear_images", "clean", "target", "high", "normal")

@@ -294,7 +294,7 @@ def test_bad_pictures_are_left_out_by_name_and_the_rest_is_paired(tmp_path):
     for name, reason in (
         ("truncated.png", "truncated"),
         ("middle.png", "damaged"),
-        ("text.png", "no picture"),
+        ("text.png", "not an image"),
         ("empty.png", "empty"),
         ("sixteen.png", "16-bit"),
         ("palette.png", "palette"),

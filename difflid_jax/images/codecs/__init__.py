@@ -1,0 +1,45 @@
+"""Photographs as bytes: one module per format, each with `read` and `encode`.
+
+libvips (pyvips, LGPL; 18 MB installed) decodes and encodes PNG and TIFF at any bit depth; Pillow does JPEG,
+WebP and BMP, which hold 8 bits only, because its JPEG encoder takes the quantisation tables of the file that
+was read. Metadata are carried as the bytes they came as, chunk by chunk, segment by segment and tag by tag:
+libvips keeps only some of them, Pillow re-encodes text and types, tifffile cannot write EXIF directories,
+and exiv2, which carries EXIF, IPTC and XMP only, is under the GPL and installs 49 MB.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import UInt8, UInt16
+from numpy import ndarray
+
+Samples = UInt8[ndarray, "h w c"] | UInt16[ndarray, "h w c"]
+
+
+class Unsupported(ValueError):
+    """A sound file of a kind that is not supported; the message says which, and what to do."""
+
+
+class Decoded(NamedTuple):
+    """A decoded file.
+
+    samples: (H,W,C) as stored, `colours` (1: grey, 3: RGB) channels first, then those carried unchanged.
+    orientation: the EXIF value, 1 to 8. kept: what `encode` of the same module needs besides the samples.
+    notes: what a file with other pixels cannot keep.
+    """
+
+    samples: Samples
+    colours: int
+    orientation: int
+    kept: Any
+    notes: tuple[str, ...] = ()
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise ValueError for an image of zero size or of more than `max_pixels`."""
+    if width <= 0 or height <= 0:
+        raise Unsupported(f"an image of zero size ({width}×{height})")
+    if width * height > max_pixels:
+        raise Unsupported(
+            f"{width}×{height} is {width * height:,} pixels, more than the limit of {max_pixels:,}; "
+            "raise max_pixels to read it"
+        )
