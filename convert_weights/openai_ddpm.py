@@ -142,7 +142,7 @@ def _held_against_presets(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
     """What does not fit, "" if nothing, for each released model of as many channels, blocks and classes."""
     found = {}
     for name, spec in PRESETS.items():
-        if _signature(tensors) != (spec.model_channels, _input_blocks(spec), spec.num_classes):
+        if _signature(tensors) != (spec.model_channels, spec.num_input_blocks, spec.num_classes):
             continue
         try:
             map_tensors(tensors, RULES, (), _shapes(spec), where=name)
@@ -182,11 +182,6 @@ def _signature(tensors: Mapping[str, np.ndarray]) -> tuple[int | None, int, int 
 def _signature_text(tensors: Mapping[str, np.ndarray]) -> str:
     channels, blocks, classes = _signature(tensors)
     return f"{len(tensors)} tensors, {channels} channels, {blocks} input blocks, {classes or 'no'} classes"
-
-
-def _input_blocks(spec: UNetSpec) -> int:
-    levels = len(spec.channel_mult)
-    return levels * (spec.num_res_blocks + 1)
 
 
 def _as_run(spec: UNetSpec) -> UNetSpec:

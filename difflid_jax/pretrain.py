@@ -180,7 +180,7 @@ def _start(spec: UNetSpec, config: ConfigDict, resuming: bool = False) -> tuple[
     if not config.init or resuming:
         return graph, jax.jit(lambda: nnx.state(make()))()
     weights = store.read(config.init, "unet")
-    if (given := UNetSpec.from_dict(weights.architecture)) != spec:
+    if (given := weights.spec(UNetSpec)) != spec:
         raise ValueError(f"config.init: {weights.path} is {given}, the config asks for {spec}")
     store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
     return graph, nnx.state(abstract)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from difflid_jax.diffusion import blocks
+from difflid_jax.diffusion import blocks, schedule
+from difflid_jax.weights import schema
 
 PARTS = ("encoder", "all")
 
@@ -42,10 +43,47 @@ class UNetSpec:
     diffusion_steps: int = 1000
     noise_schedule: str = "linear"
 
+    def __post_init__(self):
+        # Twice what the largest released model has, or more: a file cannot ask for a network without bounds.
+        schema.check(
+            self,
+            "unet",
+            image_size=(1, 4096),
+            model_channels=(1, 4096),
+            num_res_blocks=(1, 16),
+            attention_resolutions=(1, 4096),
+            channel_mult=(0, 64),
+            in_channels=(1, 64),
+            out_channels=(1, 64),
+            num_classes=(1, 2**20),
+            num_heads=(1, 1024),
+            num_head_channels=(-1, 4096),
+            dropout=(0, 1),
+            diffusion_steps=(1, 100_000),
+        )
+        widths = [int(mult * self.model_channels) for mult in self.channel_mult]
+        if not widths or any(not width or width % blocks.GROUPS for width in widths):
+            raise ValueError(
+                f"unet.channel_mult: expected widths that are multiples of {blocks.GROUPS}, found "
+                f"{schema.brief(self.channel_mult)} × {self.model_channels} channels"
+            )
+        if not self.num_head_channels:
+            raise ValueError("unet.num_head_channels: expected -1 (use num_heads) or at least 1, found 0")
+        if self.noise_schedule not in schedule.NAMES:
+            raise ValueError(
+                f"unet.noise_schedule: expected one of {', '.join(schedule.NAMES)}, "
+                f"found {schema.brief(self.noise_schedule)}"
+            )
+
     @property
     def stride(self) -> int:
         """Pixels of the image per position of the h-space, along each side."""
         return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def num_input_blocks(self) -> int:
+        """Length of `UNet.input_blocks`."""
+        return len(self.channel_mult) * (self.num_res_blocks + 1)
 
     @property
     def bottleneck_channels(self) -> int:
@@ -66,13 +104,8 @@ class UNetSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "UNetSpec":
-        """The inverse of `to_dict`. Raises ValueError that names unknown or missing fields."""
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - set(known))
-        missing = sorted(n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields)
-        if unknown or missing:
-            raise ValueError(f"U-Net architecture: unknown fields {unknown}, missing fields {missing}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        """The inverse of `to_dict`. Raises ValueError for unknown or missing fields and bad values."""
+        return schema.from_json(cls, fields, "unet")
 
 
 class UNet(nnx.Module):

@@ -12,7 +12,6 @@ from flax import nnx
 from difflid_jax.backbones.imagenet import STRIDE
 from difflid_jax.backbones.resnet50 import load_resnet50
 from difflid_jax.backbones.vgg16 import load_vgg16
-from difflid_jax.diffusion.unet import UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec, feature_channels, h_space
 from difflid_jax.features.prior import load_prior, random_prior
 from difflid_jax.features.release import release_features
@@ -69,11 +68,9 @@ def build_features(
         )
     spec = spec or HSpaceSpec()
     part = "all" if kind == "release" else spec.part
-    if random_seed is None:
-        unet, schedule, sha256 = load_prior(name_or_folder, part=part, dtype=dtype)
-    else:
-        architecture = UNetSpec.from_dict(store.read_metadata(name_or_folder)["architecture"])
-        unet, schedule, sha256 = random_prior(architecture, random_seed, part=part, dtype=dtype)
+    unet, schedule, sha256 = load_prior(name_or_folder, part=part, dtype=dtype)
+    if random_seed is not None:
+        unet, schedule, sha256 = random_prior(unet.spec, random_seed, part=part, dtype=dtype)
     if max(spec.times) >= schedule.steps:
         raise ValueError(
             f"features.times: the model has timesteps 0 to {schedule.steps - 1}, found {max(spec.times)}"

@@ -9,6 +9,7 @@ too: `noise_at_zero`.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.weights import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +36,13 @@ class HSpaceSpec:
     side: int = 0
 
     def __post_init__(self):
-        if len(self.times) != 2 or any(not 0 <= t <= 999 for t in self.times):
+        # Timesteps count from 0: the paper's 1000 is 999.
+        schema.check(self, "features", times=(0, 999), side=(0, 4096))
+        if not re.fullmatch(r"middle|output|(encoder|decoder):\d{1,3}", self.layer):
             raise ValueError(
-                "features.times: expected two timesteps from 0 to 999 (the paper's 1000 is 999), "
-                f"found {self.times}"
+                "features.layer: expected middle, encoder:I, decoder:I or output, "
+                f"found {schema.brief(self.layer)}"
             )
-        if self.side < 0:
-            raise ValueError(f"features.side: expected 0 or more, found {self.side}")
 
     @property
     def part(self) -> str:
@@ -59,8 +61,8 @@ class HSpaceSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "HSpaceSpec":
-        """The inverse of `to_dict`."""
-        return cls(**{**fields, "times": tuple(fields["times"])})
+        """The inverse of `to_dict`. Raises ValueError for unknown fields and for values out of range."""
+        return schema.from_json(cls, fields, "features")
 
 
 def h_space(

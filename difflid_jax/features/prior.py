@@ -27,7 +27,16 @@ def load_prior(name_or_folder: str | os.PathLike, *, part: str = "encoder", dtyp
     Raises ValueError for weights of another kind or architecture, and for a decoder that is not there.
     """
     weights = store.read(name_or_folder, "unet")
-    spec = UNetSpec.from_dict(weights.architecture)
+    spec = weights.spec(UNetSpec)
+    if spec.in_channels != 3:
+        raise ValueError(f"{weights.path}: expected a model of RGB images, found {spec.in_channels} channels")
+    # Before the network is built: a file cannot ask for more blocks than it holds.
+    found = len({name.split(".")[1] for name in weights.tensors if name.startswith("input_blocks.")})
+    if found != spec.num_input_blocks:
+        raise ValueError(
+            f"{weights.path}: architecture: unet.num_res_blocks and unet.channel_mult give "
+            f"{spec.num_input_blocks} input blocks, found {found} in the file"
+        )
     has_decoder = any(name.startswith("output_blocks.") for name in weights.tensors)
     if part == "all" and not has_decoder:
         raise ValueError(

@@ -21,6 +21,7 @@ from difflid_jax.layers.cpu import enlarged, from_few, to_few
 from difflid_jax.network.cim import ContentIntegration
 from difflid_jax.network.hae import WHOLE, HazeAwareEnhancement
 from difflid_jax.network.self_attention import SelfAttention
+from difflid_jax.weights import schema
 
 CONTENT = ("cim", "self_attention")
 HAZE = ("hae", "self_attention")
@@ -47,6 +48,7 @@ class NetworkSpec:
     haze: str = "hae"
 
     def __post_init__(self):
+        schema.check(self, "network", widths=(1, 8192), feature_channels=(1, 65536), heads=(1, 256))
         if self.content not in CONTENT:
             raise ValueError(f"network.content: expected one of {', '.join(CONTENT)}, found {self.content!r}")
         if self.haze not in HAZE:
@@ -70,11 +72,8 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "NetworkSpec":
-        """The inverse of `to_dict`. Raises ValueError that names unknown fields."""
-        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"network architecture: unknown fields {unknown}")
-        return cls(**{**fields, "widths": tuple(fields["widths"])})
+        """The inverse of `to_dict`. Raises ValueError for unknown fields and for values out of range."""
+        return schema.from_json(cls, fields, "network")
 
 
 class Block(nnx.Module):

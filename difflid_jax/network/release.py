@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from difflid_jax.weights import schema
+
 LEVELS = 4
 QUERIES_AT_ONCE = 512
 KEYS_AT_ONCE = 2048
@@ -38,7 +40,8 @@ class ReleaseSpec:
     heads: int = 4
 
     def __post_init__(self):
-        if self.heads < 1 or self.width % self.heads:
+        schema.check(self, "network", width=(1, 8192), feature_channels=(1, 4096), heads=(1, 256))
+        if self.width % self.heads:
             raise ValueError(f"the release's width {self.width} must be a multiple of its heads {self.heads}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,12 +50,8 @@ class ReleaseSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ReleaseSpec":
-        """The inverse of `to_dict`. Raises ValueError that names unknown fields."""
-        fields = {name: value for name, value in fields.items() if name != "network"}
-        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"architecture of the authors' release: unknown fields {unknown}")
-        return cls(**fields)
+        """The inverse of `to_dict`. Raises ValueError for unknown fields and for values out of range."""
+        return schema.from_json(cls, {k: v for k, v in fields.items() if k != "network"}, "network")
 
 
 class ReleasedDiffLI2D(nnx.Module):

@@ -186,17 +186,11 @@ def load_restorer(
         name_or_folder = folder / "weights"
     weights = store.read(name_or_folder, "restorer")
     where = str(weights.path)
+    if weights.architecture.get("network") == "release":
+        spec, kind = weights.spec(ReleaseSpec), ReleasedDiffLI2D
+    else:
+        spec, kind = weights.spec(NetworkSpec), DiffLI2D
     features = _features(weights, prior, dtype)
-    try:
-        if weights.architecture.get("network") == "release":
-            spec, kind = ReleaseSpec.from_dict(weights.architecture), ReleasedDiffLI2D
-        else:
-            spec, kind = NetworkSpec.from_dict(weights.architecture), DiffLI2D
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{where}: expected the architecture of a network of this version, found "
-            f"{weights.architecture} ({error})"
-        ) from error
     if spec.feature_channels != features.channels:
         raise ValueError(
             f"{where}: expected features of {spec.feature_channels} channels, found {features.channels} "
@@ -231,27 +225,23 @@ def _features(weights: store.Weights, prior: str | os.PathLike | None, dtype: st
         raise ValueError(
             f"{weights.path}: its metadata do not name its features and its prior; train it again"
         )
-    fields = said["features"]
-    fields = {"kind": fields} if isinstance(fields, str) else dict(fields)
+    fields = dict(said["features"])
     kind = fields.pop("kind", "h_space")
-    try:
-        spec = HSpaceSpec.from_dict(fields) if fields else None
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{weights.path}: features {fields} are not those of this version ({error})"
-        ) from error
-    config = said.get("config") or {}
-    random = config.get("features", {}).get("random", False)
+    config = said.get("config", {})
+    random_seed = config.get("seed", 0) if config.get("features", {}).get("random") else None
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     try:
+        spec = HSpaceSpec.from_dict(fields) if fields else None
         features = build_features(
             kind,
             said["prior"] if prior is None else prior,
             spec,
             dtype=jnp.dtype(dtype),
-            random_seed=config["seed"] if random else None,
+            random_seed=random_seed,
         )
+    except ValueError as error:
+        raise ValueError(f"{weights.path}: {error}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the prior of {weights.path}: {error}; if it lies elsewhere, say where (prior=, --prior)"

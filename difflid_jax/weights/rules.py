@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from difflid_jax.weights.store import listed, mismatches
+from difflid_jax.weights.schema import listed
+from difflid_jax.weights.store import mismatches, require_finite
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def map_tensors(
         if not hasattr(tensor, "shape"):
             wrong.append(f"{name} is no tensor but a {type(tensor).__name__}")
             continue
+        require_finite(name, tensor, where=where)
         try:
             mapped[target] = rule.layout.forward(tensor)
         except (ValueError, IndexError):

@@ -1,19 +1,18 @@
-"""The one file format for weights: a folder holding `model.safetensors` that says what it is.
+"""The file format of weights: a folder with one `model.safetensors` that describes itself.
 
-The metadata of the file name `format` (version of this contract), `kind` (unet, restorer, ...), the
-`architecture` (JSON, enough to build the module again) and whatever else the writer adds, such as
-`source_sha256`. `save` and `read` are the two sides of the file, `tensors_of` and `fill` the two sides of
-an `nnx.Module`.
+Its metadata hold `format` (the version of this contract), `kind` (unet, restorer, ...), `architecture` (JSON,
+enough to rebuild the module) and what the writer adds, such as `source_sha256`. `save` and `read` are the two
+sides of the file; `tensors_of` and `fill` are the two sides of an `nnx.Module`.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from difflid_jax.atomic import atomic_write
+from difflid_jax.weights.schema import brief, check_metadata, listed
 
 FORMAT = "1"
 FILE = "model.safetensors"
@@ -43,15 +43,30 @@ _DTYPES = {
 _OWN_KEYS = ("format", "kind", "architecture")
 
 
+class _Architecture(Protocol):
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Any: ...
+
+
+Spec = TypeVar("Spec", bound=_Architecture)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """One weights file in memory: `tensors` by dotted name, and what the file says about itself."""
+    """A weights file in memory: `tensors` by dotted name, all finite, and the file's metadata."""
 
     tensors: dict[str, np.ndarray]
     architecture: dict[str, Any]
     metadata: dict[str, Any]
     path: Path
     sha256: str
+
+    def spec(self, cls: type[Spec]) -> Spec:
+        """The architecture as a `cls`. Raises ValueError, naming the file and the field, if it is not one."""
+        try:
+            return cls.from_dict(self.architecture)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: architecture: {error}") from error
 
 
 def save(
@@ -64,27 +79,29 @@ def save(
     progress: bool = False,
     **metadata: Any,
 ) -> Path:
-    """Write `folder/model.safetensors` in one piece (readers see the old file or the new one); return it.
+    """Write `folder/model.safetensors` atomically (readers see the old file or the new one); return its path.
 
-    `tensors` are numpy or JAX arrays, converted and written one at a time, so that memory-mapped sources of
-    any size pass through; floating ones are cast to `dtype` where it is given. `metadata` values may be
-    anything JSON holds; `read` gives them back as they were.
+    tensors: NumPy or JAX arrays; each is converted and written on its own, so memory-mapped sources of any
+    size pass through. dtype: cast floating tensors to it. metadata: JSON values, which `read` returns as they
+    were.
 
-    Raises ValueError for an empty mapping or a dtype that the format here does not know.
+    Raises ValueError for an empty mapping, an unsupported dtype, a non-finite number, or metadata that `read`
+    would refuse.
     """
     folder = Path(folder)
     if not tensors:
         raise ValueError(f"{folder / FILE}: expected at least one tensor to save, found none")
     for key in metadata:
         if key in _OWN_KEYS:
-            raise ValueError(f"{folder / FILE}: the metadata key {key!r} is taken by the format itself")
-    said = {"format": FORMAT, "kind": kind, "architecture": json.dumps(architecture, sort_keys=True)}
-    said |= {key: _to_text(value) for key, value in metadata.items()}
+            raise ValueError(f"{folder / FILE}: the metadata key {key!r} is reserved by the format")
+    _check_metadata(folder / FILE, metadata)
+    texts = {"format": FORMAT, "kind": kind, "architecture": json.dumps(architecture, sort_keys=True)}
+    texts |= {key: _to_text(value) for key, value in metadata.items()}
 
     stored = {name: _stored_dtype(folder / FILE, name, value, dtype) for name, value in tensors.items()}
     # Wider elements first keeps every tensor aligned; names second makes equal weights equal files.
     order = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(said.items()))}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
     end = 0
     for name in order:
         shape = [int(n) for n in np.shape(tensors[name])]
@@ -107,7 +124,9 @@ def save(
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for name in order:
-            array = np.ascontiguousarray(np.asarray(tensors[name]).astype(stored[name], copy=False))
+            with np.errstate(over="ignore"):  # becomes infinity, refused in the next line
+                array = np.ascontiguousarray(np.asarray(tensors[name]).astype(stored[name], copy=False))
+            require_finite(name, array, where=folder / FILE)
             file.write(array.reshape(-1).view(np.uint8).data)
             bar.update(array.nbytes)
         file.flush()
@@ -118,8 +137,8 @@ def save(
 def read(name_or_folder: str | os.PathLike, kind: str) -> Weights:
     """The weights of a shipped name ("photos64"), a folder, or a `.safetensors` file.
 
-    Raises FileNotFoundError where there is none (the message lists the shipped names), ValueError where the
-    file is damaged, of another `kind` or of another format version.
+    Raises FileNotFoundError if there is no such file (the message lists the shipped names) and ValueError if
+    it is damaged, of another `kind` or format version, or holds metadata out of range or non-finite numbers.
     """
     path = resolve(name_or_folder)
     before = _identity(path)
@@ -134,53 +153,54 @@ def read(name_or_folder: str | os.PathLike, kind: str) -> Weights:
     except (SafetensorError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
     if _identity(path) != before:
-        raise ValueError(f"{path}: was replaced while it was read; read it again")
+        raise ValueError(f"{path}: the file was replaced while it was being read; read it again")
+    for name, tensor in tensors.items():
+        require_finite(name, tensor, where=path)
     own = {key: metadata[key] for key in metadata if key not in _OWN_KEYS}
     return Weights(tensors, metadata["architecture"], own, path, sha256)
 
 
 def read_metadata(name_or_folder: str | os.PathLike) -> dict[str, Any]:
-    """What a weights file says about itself (`format`, `kind`, `architecture`, ...), without its tensors.
+    """The metadata of a weights file (`format`, `kind`, `architecture`, ...), without its tensors.
 
-    The header is held against the size of the file, and bounded, before memory is taken for it.
+    The size of the header is checked against the file's size and a bound before memory is allocated.
+    Raises as `read` does.
     """
     path = resolve(name_or_folder)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-        raise _damaged(path, f"{size:,} bytes, whose first 8 claim a header of {length:,}")
+        raise _damaged(path, f"{size:,} bytes with a header of {length:,} bytes according to the first 8")
     try:
         with safe_open(path, "np") as file:
-            said = file.metadata() or {}
+            texts = file.metadata() or {}
     except SafetensorError as error:
         raise _damaged(path, error) from error
-    missing = [key for key in _OWN_KEYS if key not in said]
+    missing = [key for key in _OWN_KEYS if key not in texts]
     if missing:
         raise ValueError(
             f"{path}: expected a weights file of this package, found a safetensors file without the metadata "
-            f"{', '.join(missing)}; write it with one of the convert_weights programs or by training"
+            f"{', '.join(missing)}; convert it with one of the convert_weights programs"
         )
-    if said["format"] != FORMAT:
+    if texts["format"] != FORMAT:
         raise ValueError(
-            f"{path}: expected format {FORMAT}, found format {said['format']!r}; "
+            f"{path}: expected format {FORMAT}, found format {brief(texts['format'])}; "
             "write it again, or use the version of difflid_jax that wrote it"
         )
-    try:
-        architecture = json.loads(said["architecture"])
-    except (ValueError, RecursionError):
-        architecture = None
+    architecture = _from_text(texts["architecture"])
     if not isinstance(architecture, dict):
-        raise _damaged(path, "the architecture in its metadata is no JSON object")
-    own = {key: said[key] for key in ("format", "kind")} | {"architecture": architecture}
-    return {key: _from_text(value) for key, value in said.items() if key not in _OWN_KEYS} | own
+        raise ValueError(f"{path}: architecture: expected a JSON object, found {brief(architecture)}")
+    metadata = {key: _from_text(value) for key, value in texts.items() if key not in _OWN_KEYS}
+    _check_metadata(path, metadata)
+    return metadata | {"format": FORMAT, "kind": texts["kind"], "architecture": architecture}
 
 
 def resolve(name_or_folder: str | os.PathLike) -> Path:
-    """The `.safetensors` file that a shipped name, a folder or a file path stands for.
+    """The `.safetensors` file of a shipped name, a folder or a file path.
 
-    A plain name means the shipped weights where such are; `./name` always means the folder.
-    Raises FileNotFoundError, naming the shipped weights, where there is no such file.
+    A plain name refers to shipped weights of that name before a folder; `./name` is always the folder.
+    Raises FileNotFoundError, listing the shipped weights, if there is no such file.
     """
     text = os.fspath(name_or_folder)
     given = Path(text).expanduser()
@@ -200,7 +220,7 @@ def resolve(name_or_folder: str | os.PathLike) -> Path:
 
 
 def shipped() -> list[str]:
-    """Names of the weights that come with the package."""
+    """Names of the weights that ship with the package."""
     return sorted(path.parent.name for path in ASSETS.glob(f"*/{FILE}"))
 
 
@@ -217,9 +237,9 @@ def shapes_of(module: nnx.Module) -> dict[str, tuple[int, ...]]:
 def fill(module: nnx.Module, tensors: Mapping[str, Any], *, where: str, dtype: Any = None) -> None:
     """Set every parameter and batch statistic of `module` from `tensors`, each exactly once.
 
-    `module` may be abstract (made under `nnx.eval_shape`). Floating tensors become `dtype`, or else the
-    dtype that the module declares. `where` is the file or folder named by the error: a ValueError that lists
-    all missing and unexpected names, all shapes that differ, and integers in place of floats or vice versa.
+    `module` may be abstract (made under `nnx.eval_shape`). Floating tensors are cast to `dtype`, or else to
+    the dtype that the module declares. Raises one ValueError, prefixed by the file `where`, on missing and
+    unexpected names, different shapes, and integers in place of floats or vice versa.
     """
     variables = dict(_variables(module))
     wrong = mismatches({name: tuple(np.shape(t)) for name, t in tensors.items()}, shapes_of(module))
@@ -229,7 +249,7 @@ def fill(module: nnx.Module, tensors: Mapping[str, Any], *, where: str, dtype: A
         if name in variables and _is_float(tensor) != _is_float(variables[name].get_value())
     ]
     if kinds:
-        wrong = "; ".join([wrong] * bool(wrong) + [f"{len(kinds)} other type: {listed(kinds)}"])
+        wrong = "; ".join([wrong] * bool(wrong) + [f"{len(kinds)} of another type: {listed(kinds)}"])
     if wrong:
         raise ValueError(f"{where}: the weights do not fit the architecture: {wrong}")
     for name, variable in variables.items():
@@ -238,8 +258,14 @@ def fill(module: nnx.Module, tensors: Mapping[str, Any], *, where: str, dtype: A
         variable.set_value(jnp.array(tensors[name], dtype=cast))
 
 
+def require_finite(name: str, tensor: np.ndarray, *, where: str | os.PathLike) -> None:
+    """Raise ValueError, naming the file `where`, if a floating `tensor` holds NaN or infinity."""
+    if _is_float(tensor) and not np.isfinite(tensor).all():
+        raise ValueError(f"{where}: {name[:200]} holds NaN or infinity; the model is broken")
+
+
 def mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """One line on how `found` names and shapes differ from the `expected` ones; empty where they agree."""
+    """One line on how names and shapes in `found` differ from the `expected` ones; empty if they agree."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     shapes = [
@@ -247,14 +273,15 @@ def mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tupl
         for name in sorted(expected.keys() & found.keys())
         if tuple(expected[name]) != tuple(found[name])
     ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("other shape", shapes)]
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
     return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in parts if names)
 
 
-def listed(names: Sequence[str], *, most: int = 100, separator: str = ", ") -> str:
-    """Names for an error message: all of them within reason, for a hostile file may hold millions."""
-    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return separator.join(name[:200] for name in names[:most]) + rest
+def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    try:
+        check_metadata(metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: metadata: {error}") from error
 
 
 def _is_float(array: Any) -> bool:
@@ -276,7 +303,7 @@ def _stored_dtype(path: Path, name: str, value: Any, dtype: Any) -> np.dtype:
 
 
 def _to_text(value: Any) -> str:
-    """Strings as they are, all else as JSON; a string that reads as JSON is quoted, to come back a string."""
+    """A string as it is, anything else as JSON; a string that parses as JSON is quoted, to stay a string."""
     if isinstance(value, str) and _from_text(value) is value:
         return value
     return json.dumps(value, sort_keys=True)
@@ -296,5 +323,6 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 def _damaged(path: Path, why: object) -> ValueError:
     return ValueError(
-        f"{path}: expected a complete safetensors file, found a damaged one ({why}); fetch or write it again"
+        f"{path}: expected a complete safetensors file, found a damaged one ({why}); "
+        "download or write it again"
     )

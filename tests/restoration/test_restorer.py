@@ -182,7 +182,7 @@ def test_weights_that_do_not_fit_are_refused(restorer_folder, prior_folder, tmp_
         ),
         (saved("other", prior_sha256="0" * 64), ValueError, "expected the prior with SHA-256 0000"),
         (saved("lost", prior=str(tmp_path / "gone")), FileNotFoundError, "prior of .*if it lies elsewhere"),
-        (saved("kind", features="clip"), ValueError, "features.kind"),
+        (saved("kind", features={"kind": "clip"}), ValueError, "features.kind"),
     ):
         with pytest.raises(error, match=message):
             load_restorer(folder)

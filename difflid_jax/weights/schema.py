@@ -1,0 +1,128 @@
+"""Checks of what a weights file says about itself, made before anything is built from it.
+
+Architectures are frozen dataclasses: `check` holds their fields against annotations and ranges (call it in
+`__post_init__`), `from_json` builds one from a JSON object. `check_metadata` covers the rest of the metadata.
+Every failure is a ValueError of one line that names the field, what was expected and what was found.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+Spec = TypeVar("Spec")
+Range = tuple[float, float]
+
+# More elements than any list in an architecture has: widths, channel multipliers, timesteps.
+MOST_ELEMENTS = 16
+SEEDS: Range = (0, 2**32 - 1)
+
+# Metadata with a meaning to this package, by dotted path: the type and, for numbers, the range of the value.
+METADATA: dict[str, tuple[Any, Range | None]] = {
+    "prior": (str, None),
+    "prior_sha256": (str, None),
+    "features": (dict, None),
+    "features.kind": (str, None),
+    "noise_seed": (int, SEEDS),
+    "part": (str, None),
+    "step": (int, (0, 2**53)),
+    "source": (str, None),
+    "source_sha256": (str, None),
+    "protocol": (str, None),
+    "scores": (dict, None),
+    "config": (dict, None),
+    "config.seed": (int, SEEDS),
+    "config.features": (dict, None),
+    "config.features.random": (bool, None),
+}
+
+
+def check(spec: Any, section: str, **ranges: Range) -> None:
+    """Hold every field of the dataclass `spec` against its annotation and its inclusive range, if any.
+
+    The range of a tuple field holds for each element. Fields are named `section.field`. Raises ValueError.
+    """
+    annotations = typing.get_type_hints(type(spec))
+    for field in dataclasses.fields(spec):
+        name = f"{section}.{field.name}"
+        _check_value(name, getattr(spec, field.name), annotations[field.name], ranges.get(field.name))
+
+
+def from_json(cls: type[Spec], fields: Any, section: str) -> Spec:
+    """The dataclass `cls` with the values of a JSON object; lists become tuples.
+
+    Raises ValueError for anything but an object, for unknown or missing fields, and for what `cls` refuses.
+    """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{section}: expected a JSON object, found {brief(fields)}")
+    declared = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = [name for name in fields if name not in declared]
+    missing = [
+        name
+        for name, field in declared.items()
+        if name not in fields
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if unknown or missing:
+        parts = [("unknown", unknown), ("missing", missing)]
+        raise ValueError(
+            f"{section}: " + "; ".join(f"{what} fields {listed(names)}" for what, names in parts if names)
+        )
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Hold the entries of `METADATA` that are there against their types and ranges. Raises ValueError."""
+    for path, (kind, bounds) in METADATA.items():
+        value: Any = metadata
+        for key in path.split("."):
+            if key not in value:
+                break
+            value = value[key]  # a parent comes before its children in METADATA, and is an object
+        else:
+            _check_value(path, value, kind, bounds)
+
+
+def listed(names: Sequence[Any], *, most: int = 4, separator: str = ", ") -> str:
+    """The first few of `names` for an error message, and how many more there are."""
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return separator.join(str(name)[:200] for name in names[:most]) + rest
+
+
+def brief(value: Any) -> str:
+    """A value from a file for an error message: its type where it is large, else its repr."""
+    if isinstance(value, (str, int, float, bool, type(None))) and not (
+        isinstance(value, int) and value.bit_length() > 200
+    ):
+        text = repr(value)
+        return text if len(text) <= 60 else text[:57] + "…"
+    if isinstance(value, (list, tuple)) and len(value) <= MOST_ELEMENTS:
+        return "[" + ", ".join(brief(element)[:20] for element in value) + "]"
+    return f"a {type(value).__name__} of {len(value):,} elements" if hasattr(value, "__len__") else "a number"
+
+
+def _check_value(name: str, value: Any, kind: Any, bounds: Range | None) -> None:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if value is None:
+            return
+        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        fixed = None if kinds[-1] is Ellipsis else len(kinds)
+        if not isinstance(value, tuple) or len(value) > MOST_ELEMENTS or fixed not in (None, len(value)):
+            many = f"{fixed} numbers" if fixed else f"at most {MOST_ELEMENTS} numbers"
+            raise ValueError(f"{name}: expected a list of {many}, found {brief(value)}")
+        for i, element in enumerate(value):
+            _check_value(f"{name}[{i}]", element, kinds[0], bounds)
+        return
+    numeric = kind in (int, float) and isinstance(value, int) and not isinstance(value, bool)
+    if not (numeric or isinstance(value, kind)) or (kind is int and isinstance(value, bool)):
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise ValueError(f"{name}: expected {words.get(kind, 'a JSON object')}, found {brief(value)}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, found {value}")
+    if bounds and not bounds[0] <= value <= bounds[1]:
+        raise ValueError(f"{name}: expected {bounds[0]:,} to {bounds[1]:,}, found {brief(value)}")
