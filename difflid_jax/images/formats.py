@@ -31,7 +31,7 @@ _SUPPORTED = (
     (0, b"BM", "BMP"),
 )
 # (offset, magic bytes, name, what to do). The raw formats come first: some of them look like TIFF.
-_UNSUPPORTED = (
+UNSUPPORTED = (
     (8, b"CR\x02\0", f"{_RAW} (CR2)", _DEVELOP),
     (8, b"IIII", f"{_RAW} (IIQ)", _DEVELOP),
     (4, b"ftypcrx", f"{_RAW} (CR3)", _DEVELOP),
@@ -80,7 +80,7 @@ def identify(start: bytes, name: str | os.PathLike = "") -> str:
     """
     if not start:
         raise ValueError("the file is empty (0 bytes); copy or download it again")
-    for offset, magic, what, advice in _UNSUPPORTED:
+    for offset, magic, what, advice in UNSUPPORTED:
         if start.startswith(magic, offset):
             raise ValueError(f"{what} is not supported; {advice}")
     for offset, magic, form in _SUPPORTED:

@@ -1,39 +1,43 @@
-"""The kinds of picture that people have in Python, taken apart into pixels and alpha, and put together again.
+"""The kinds of image that people have in Python, split into pixels and alpha and put together again.
 
 PIL images: 1, L, LA, P, PA, RGB, RGBA, I;16. NumPy and JAX arrays: uint8, uint16, or floats in [0,1], of
-shape (H,W), (H,W,C) or (N,H,W,C) with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA). Alpha is not
-touched.
+shape (H,W), (H,W,C) or (N,H,W,C) with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA). Alpha is carried
+unchanged. Everything else is refused with an error that says how to convert it.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
-# Modes whose pixels have to be those of another one to be restored.
+# Modes that are converted to another one before they are restored.
 _CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB"}
 _FLOAT_SLACK = 0.01
+_CHANNELS = (1, 2, 3, 4)
 
-Pixels = np.ndarray
+Pixels = (
+    UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"]
+    | UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | Float32[np.ndarray, "h w"]
+)  # fmt: skip
 
 
 def through(image: Any, restore: Callable[[Pixels], Pixels]) -> Any:
-    """`image` with its pixels restored, as the same kind, size and bit depth.
+    """Restore the pixels of `image` and return the same kind, size and bit depth.
 
-    `restore` gets pixels (H,W) or (H,W,3), uint8, uint16 or float32 in [0,1], and returns the same. A PIL
-    image of mode 1 comes back as L, of mode P as RGB (or RGBA): restored colours are new.
-    Raises TypeError for another kind of object, ValueError for a mode, shape, type or range that is none of
-    the above.
+    `restore` maps pixels (H,W) or (H,W,3), uint8, uint16 or float32 in [0,1], to restored ones of the same
+    shape and type. A PIL image of mode 1 is returned as L, of mode P as RGB (or RGBA), because restored
+    colours are new.
+
+    Raises: TypeError for another kind of object, ValueError for an unsupported mode, shape, type or range.
     """
     if isinstance(image, Image.Image):
         return _through_pil(image, restore)
     if not isinstance(image, np.ndarray | jax.Array):
-        raise TypeError(
-            f"expected a PIL image, a NumPy or a JAX array, found {type(image).__name__}; "
-            "read files with PIL.Image.open, or use difflid_jax.restore"
-        )
+        raise TypeError(f"expected a PIL image, a NumPy or a JAX array, found {_named(image)}")
     array = np.asarray(image)
     _check(array)
     if array.ndim == 4:
@@ -41,6 +45,25 @@ def through(image: Any, restore: Callable[[Pixels], Pixels]) -> Any:
     else:
         restored = _samples(array, restore)
     return jax.device_put(restored, image.sharding) if isinstance(image, jax.Array) else restored
+
+
+def _named(image: Any) -> str:
+    """What an object of an unsupported type is, and how to convert it."""
+    kind = type(image)
+    if isinstance(image, str | os.PathLike):
+        return f"the path {os.fspath(image)!r}; open it with PIL.Image.open, or use the program restore"
+    if isinstance(image, bytes | bytearray | memoryview):
+        return f"{kind.__name__}; decode them with PIL.Image.open(io.BytesIO(data))"
+    if isinstance(image, list | tuple):
+        return f"a {kind.__name__}; pass the images one by one, or equally large arrays with numpy.stack"
+    if kind.__module__.partition(".")[0] == "torch":
+        return (
+            "a PyTorch tensor; pass tensor.detach().cpu().numpy(), with channels last: "
+            "tensor.permute(1, 2, 0) turns (C,H,W) into (H,W,C)"
+        )
+    if hasattr(image, "__array__"):
+        return f"{kind.__module__}.{kind.__name__}; convert it with numpy.asarray"
+    return f"{kind.__name__}; read files with PIL.Image.open"
 
 
 def _through_pil(image: Image.Image, restore: Callable[[Pixels], Pixels]) -> Image.Image:
@@ -74,23 +97,52 @@ def _samples(samples: np.ndarray, restore: Callable[[Pixels], Pixels]) -> np.nda
 
 
 def _check(array: np.ndarray) -> None:
-    shape = array.shape
-    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and shape[-1] not in (1, 2, 3, 4)):
-        raise ValueError(
-            f"expected an array (H,W), (H,W,C) or (N,H,W,C) with 1 to 4 channels last, found shape {shape}"
-        )
-    if 0 in shape[1 if array.ndim == 4 else 0 :]:
-        raise ValueError(f"a picture of zero size: shape {shape}")
+    """Raise ValueError, saying how to convert it, for an array of another shape, type or range."""
+    _check_shape(array.shape)
     if array.dtype in (np.uint8, np.uint16):
         return
+    if array.dtype == bool:
+        raise ValueError(
+            "expected uint8, uint16 or floats in [0,1], found bool; pass array.astype('uint8') * 255"
+        )
+    if array.dtype.kind in "iu":
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        kind = "uint8" if high <= 255 else "uint16"
+        advice = f"pass array.astype('{kind}')" if low >= 0 and high < 1 << 16 else "scale it to one of these"
+        raise ValueError(
+            f"expected uint8, uint16 or floats in [0,1], found {array.dtype} from {low} to {high}; {advice}"
+        )
     if not jax.dtypes.issubdtype(array.dtype, np.floating):
         raise ValueError(f"expected uint8, uint16 or floats in [0,1], found {array.dtype}")
-    if not array.size:
-        return
-    low, high = float(array.min()), float(array.max())
-    # Written so that NaN fails.
-    if not (low >= -_FLOAT_SLACK and high <= 1 + _FLOAT_SLACK):
+    if array.size:
+        _check_range(float(array.min()), float(array.max()))
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) not in (2, 3, 4) or (len(shape) > 2 and shape[-1] not in _CHANNELS):
+        advice = ""
+        if len(shape) == 3 and shape[0] in _CHANNELS:
+            advice = "; channels come first here: pass array.transpose(1, 2, 0)"
+        if len(shape) == 4 and shape[1] in _CHANNELS:
+            advice = "; channels come second here: pass array.transpose(0, 2, 3, 1)"
         raise ValueError(
-            f"expected floats in [0,1], found {low:.4g} to {high:.4g}; "
-            "divide by the largest value that the picture could have (255 for 8 bit)"
+            "expected an array (H,W), (H,W,C) or (N,H,W,C) with 1 to 4 channels last, "
+            f"found shape {shape}{advice}"
         )
+    if 0 in shape[1 if len(shape) == 4 else 0 :]:
+        raise ValueError(f"an image of zero size: shape {shape}")
+
+
+def _check_range(low: float, high: float) -> None:
+    # Written so that NaN fails.
+    if low >= -_FLOAT_SLACK and high <= 1 + _FLOAT_SLACK:
+        return
+    if not np.isfinite([low, high]).all():
+        advice = "replace the values that are not finite"
+    elif low >= -1 - _FLOAT_SLACK and high <= 1 + _FLOAT_SLACK:
+        advice = "if the image is in [-1,1], pass (array + 1) / 2"
+    elif low >= -_FLOAT_SLACK:
+        advice = f"divide by the largest value that the image could have ({255 if high <= 255 else 65535}?)"
+    else:
+        advice = "scale it to [0,1]"
+    raise ValueError(f"expected floats in [0,1], found {low:.4g} to {high:.4g}; {advice}")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,21 +75,49 @@ def test_a_transparent_colour_becomes_alpha():
     assert "transparency" not in back.info
 
 
+class Tensor:
+    """Takes the place of torch.Tensor."""
+
+
+Tensor.__module__ = "torch"
+
+
 @pytest.mark.parametrize(
-    ("bad", "error", "message"),
+    ("mistake", "error", "message"),
     [
-        ("photo.jpg", TypeError, "found str; read files with"),
+        ("photo.jpg", TypeError, r"the path 'photo.jpg'; open it with PIL.Image.open"),
+        (Path("photo.jpg"), TypeError, r"the path 'photo.jpg'; open it with PIL.Image.open"),
+        (b"\xff\xd8", TypeError, r"bytes; decode them with PIL.Image.open\(io.BytesIO"),
+        ([np.zeros((4, 4, 3))], TypeError, "a list; pass the images one by one"),
+        (
+            Tensor(),
+            TypeError,
+            r"a PyTorch tensor; pass tensor.detach\(\).cpu\(\).numpy\(\), with channels last",
+        ),
+        (None, TypeError, "found NoneType"),
+        (np.zeros((3, 40, 40)), ValueError, r"pass array.transpose\(1, 2, 0\)"),
+        (np.zeros((2, 3, 40, 40)), ValueError, r"pass array.transpose\(0, 2, 3, 1\)"),
         (np.zeros((4, 4, 5)), ValueError, r"found shape \(4, 4, 5\)"),
-        (np.zeros(4), ValueError, r"found shape \(4,\)"),
+        (np.zeros((1, 1, 4, 4, 3)), ValueError, r"found shape \(1, 1, 4, 4, 3\)"),
+        (np.zeros(4), ValueError, r"found shape \(4,\)$"),
         (np.zeros((0, 4, 3)), ValueError, "zero size"),
-        (np.full((4, 4, 3), 128.0), ValueError, "128 to 128; divide by"),
-        (np.full((4, 4, 3), np.nan), ValueError, "found nan"),
-        (np.zeros((4, 4, 3), np.int32), ValueError, "found int32"),
-        (np.zeros((4, 4, 3), bool), ValueError, "found bool"),
-        (Image.new("CMYK", (4, 4)), ValueError, "mode CMYK"),
+        (np.full((4, 4, 3), 128.0), ValueError, r"128 to 128; divide by .*255"),
+        (np.full((4, 4, 3), 9000.0), ValueError, r"9000 to 9000; divide by .*65535"),
+        (np.full((4, 4, 3), -0.5), ValueError, r"if the image is in \[-1,1\], pass \(array \+ 1\) / 2"),
+        (np.full((4, 4, 3), np.nan), ValueError, "found nan to nan; replace"),
+        (
+            np.full((4, 4, 3), 255, np.int64),
+            ValueError,
+            r"found int64 from 255 to 255; pass array.astype\('uint8'\)",
+        ),
+        (np.full((4, 4, 3), -1), ValueError, "found int64 from -1 to -1; scale"),
+        (np.zeros((4, 4, 3), bool), ValueError, r"found bool; pass array.astype\('uint8'\) \* 255"),
+        (np.zeros((4, 4, 3), complex), ValueError, "found complex128"),
+        (np.zeros((4, 4, 3), object), ValueError, "found object"),
+        (Image.new("CMYK", (4, 4)), ValueError, r"mode CMYK.*image.convert\('RGB'\)"),
         (Image.new("F", (4, 4)), ValueError, "mode F"),
     ],
 )
-def test_what_is_no_picture_is_refused(bad, error, message):
+def test_typical_mistakes_are_answered(mistake, error, message):
     with pytest.raises(error, match=message):
-        through(bad, invert)
+        through(mistake, invert)

@@ -407,7 +407,7 @@ def test_sound_files_of_other_kinds_are_named_and_not_called_damaged(shared):
         "CMYK JPEG": saved(Image.new("CMYK", (8, 8)), "JPEG"),
         "TIFF in CMYK": saved(Image.new("CMYK", (8, 8)), "TIFF"),
         "TIFF in CIE": saved(Image.new("LAB", (8, 8)), "TIFF"),
-        "3 channels where 1": tiff(colour, photometric="minisblack", planarconfig="contig"),
+        "a grey TIFF of 3 channels": tiff(colour, photometric="minisblack", planarconfig="contig"),
         "9 channels": tiff(scene(9), planarconfig="contig"),
         "Zstandard": saved(colour, "TIFF", compression="zstd"),
     }

@@ -161,13 +161,17 @@ def _check_kind(page: Directory) -> tuple[int, tuple[int, ...]]:
         )
     extra = channels - stored
     if extra < 0 or channels > _MOST_CHANNELS or (stored == 1 and extra > (photometric != 3)):
+        kind, expected = (
+            ("an RGB", f"3 to {_MOST_CHANNELS}") if stored == 3 else ("a grey", "1, or 2 with alpha")
+        )
         raise Unsupported(
-            f"a TIFF of {channels} channels where {stored} hold its colours (expected at most one more with "
-            f"grey, {_MOST_CHANNELS - 3} more with RGB); save its RGB alone"
+            f"{kind} TIFF of {channels} channels (expected {expected}); save its RGB channels alone"
         )
     if compression not in _COMPRESSIONS:
         what = _COMPRESSION_NAMES.get(compression, f"kind {compression}")
-        raise Unsupported(f"a TIFF compressed by {what} (expected LZW, deflate, JPEG or none); save it so")
+        raise Unsupported(
+            f"a TIFF compressed by {what} (expected none, LZW, deflate or JPEG); save it with one of these"
+        )
     _check_tiles(page, channels)
     meaning = page.entries[_EXTRA_SAMPLES].integers() if _EXTRA_SAMPLES in page.entries else ()
     return colours, tuple([*meaning, *[0] * extra][:extra])
