@@ -17,7 +17,7 @@ def load_restorer(name_or_folder: str | os.PathLike = "haze", **options) -> "Res
     """The restorer of a shipped name ("haze") or of a folder of one's own training run.
 
     options: see `difflid_jax.restoration.restorer.load_restorer`. Sets XLA's flags for the CPU where the
-    environment has none (`program.tune_cpu`): JAX reads them when it first computes.
+    environment has none (`cli.tune_cpu`): JAX reads them when it first computes.
     """
     # Here and not above: reading the version should not take as long as loading JAX.
     from difflid_jax.cli import tune_cpu

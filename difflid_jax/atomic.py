@@ -1,4 +1,4 @@
-"""Files written in one piece: nobody sees half of one, and a failure leaves what was there."""
+"""Files that are written completely or not at all: no reader sees half of one."""
 
 import contextlib
 import os
@@ -9,23 +9,28 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `path` when all went well and is gone otherwise.
+    """Yield a temporary path that is renamed to `path` on success and removed on an exception.
 
-    Raises FileExistsError where `path` is there already and `overwrite` is false.
+    Raises FileExistsError if `path` exists and `overwrite` is false. An OSError raised while the temporary
+    file is written, as by a full disk, names `path`.
     """
-    # Short: a file system may take no longer name than that of `path`.
+    # Short: the file system may allow no longer name than that of `path`.
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield temporary
         if not overwrite and os.path.lexists(path):
-            raise FileExistsError(17, "is there already; --overwrite replaces it", os.fspath(path))
+            raise FileExistsError(17, "already exists; --overwrite replaces it", os.fspath(path))
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, os.fspath(temporary)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text`, UTF-8, in one piece; it is on the disk before it has its name."""
+    """Write `text` as UTF-8, atomically; it is on disk before the file has its name."""
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

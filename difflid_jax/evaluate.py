@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from difflid_jax import parallel as mesh
 from difflid_jax.backbones.inception import load_inception
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.config import schema
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.evaluation import tables as report
@@ -39,7 +39,6 @@ from difflid_jax.evaluation.scoring import evaluate
 from difflid_jax.evaluation.test_sets import TestSet, open_restored, open_test_set
 from difflid_jax.metrics.lpips import CHANNELS, Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
-from difflid_jax.restoration.restorer import use_compilation_cache
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

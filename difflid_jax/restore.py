@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.images.photos import MAX_PIXELS
 
 
@@ -31,7 +31,6 @@ def main(argv: Sequence[str]) -> int:
         checked_strength,
         checked_tile,
         load_restorer,
-        use_compilation_cache,
     )
 
     options = flags.FLAGS

@@ -32,13 +32,13 @@ from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.config import experiment, schema
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
-from difflid_jax.restoration.restorer import Restorer, use_compilation_cache
+from difflid_jax.restoration.restorer import Restorer
 from difflid_jax.training import loop, throughput, workdir
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog

@@ -28,11 +28,10 @@ from absl import flags
 from flax import nnx
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.config import experiment, schema
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.network.difflid import DiffLI2D
-from difflid_jax.restoration.restorer import use_compilation_cache
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import TrainState, initial_state, make_step
 

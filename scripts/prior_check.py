@@ -34,7 +34,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.sampling import Sampler, kept_timesteps
 from difflid_jax.evaluation import prior as measures
@@ -43,7 +43,6 @@ from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.features.prior import Prior, load_prior, random_prior
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
-from difflid_jax.restoration.restorer import use_compilation_cache
 
 # What the results depend on, beside the scenes.
 _ASKED = ("weights", "times", "side", "limit", "samples", "steps", "seed")

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.evaluation import tables as report
 from difflid_jax.evaluation.methods import Method, load_methods
@@ -26,7 +26,6 @@ from difflid_jax.evaluation.scoring import Result, evaluate
 from difflid_jax.evaluation.test_sets import TestSet, open_test_set
 from difflid_jax.metrics.lpips import Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
-from difflid_jax.restoration.restorer import use_compilation_cache
 
 
 def parse(text: str) -> tuple[str, str, str]:

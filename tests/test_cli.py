@@ -1,17 +1,24 @@
-"""How programs start and end: exit status, one-line errors, and XLA's flags left to the user."""
+"""How programs start and end: exit status, one-line errors, flags, output that cannot fail, and the cache."""
 
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
+from absl import flags
 
-from difflid_jax import cli as program
+from difflid_jax import cli
+from difflid_jax.atomic import atomic_write
 
 
-def ended(body: str, *arguments: str) -> subprocess.CompletedProcess:
+def ended(
+    body: str, *arguments: str, define: str = "None", **environment: str
+) -> subprocess.CompletedProcess:
     """A program with `body` as its main, run with `arguments`."""
     code = f"from difflid_jax.cli import UsageError, run\ndef main(argv):\n    {body}\nrun(main)"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
 @pytest.mark.parametrize(
@@ -20,10 +27,10 @@ def ended(body: str, *arguments: str) -> subprocess.CompletedProcess:
         ("return None", 0, ""),
         ("return 1", 1, ""),
         ("raise UsageError('a,\\n  b')", 2, "-c: a, b\n"),
-        ("raise ValueError('bad')", 2, "-c: bad\n"),
         ("raise ValueError('\\x1b[2Jß')", 2, "-c: ?[2Jß\n"),
         ("raise KeyboardInterrupt", 130, ""),
         ("open('/no/such/file')", 2, "-c: /no/such/file: No such file or directory\n"),
+        ("raise RuntimeError('Unable to initialize backend x')", 2, "-c: Unable to initialize backend x\n"),
     ],
 )
 def test_exit_status_and_one_line(body, status, error):
@@ -42,19 +49,85 @@ def test_an_unknown_flag_is_refused_in_one_line():
     assert "no_such_flag" in found.stderr and "--help" in found.stderr
 
 
+def test_printing_escapes_what_the_encoding_lacks():
+    found = ended("print('Übung', '\\udcfc')", PYTHONIOENCODING="ascii")
+    assert (found.returncode, found.stdout) == (0, "\\xdcbung \\udcfc\n")
+    found = ended("return 0", "--\udcfc", PYTHONIOENCODING="ascii")
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+
+
+def test_path_flags_expand_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    values = flags.FlagValues()
+    cli.define_path("output", "", "", values)
+    values(["program", "--output=~/x"])
+    assert values.output == "/home/me/x"
+
+
+def test_an_unknown_home_directory_is_refused(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ValueError, match="home directory is unknown"):
+        cli.expand_home("~/x")
+    assert cli.expand_home("~x/y") == "~x/y"  # a directory may be named so
+
+
 def test_a_users_own_xla_flags_stay():
     environment = {"XLA_FLAGS": "--xla_dump_to=x"}
-    program.tune_cpu(environment)
+    cli.tune_cpu(environment)
     assert environment == {"XLA_FLAGS": "--xla_dump_to=x"}
 
 
-def test_versions_never_tried_get_no_flag(monkeypatch):
-    monkeypatch.setattr(program.importlib.metadata, "version", lambda name: "99.0")
+def test_untested_versions_get_no_xla_flag(monkeypatch):
+    monkeypatch.setattr(cli.importlib.metadata, "version", lambda name: "99.0")
     environment = {}
-    program.tune_cpu(environment)
+    cli.tune_cpu(environment)
     assert environment == {}
 
 
-def test_a_config_that_refuses_its_argument_says_so_without_its_traceback():
+def test_a_config_error_is_reported_without_its_traceback():
     error = ValueError("Parsing:\n\nTraceback (most recent call last):\n  File\n\nValueError: two words\n")
-    assert program.one_line(error) == "Parsing: ValueError: two words"
+    assert cli.one_line(error) == "Parsing: ValueError: two words"
+
+
+def test_an_unusable_cache_directory_means_no_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert cli._cache_folder() is None
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cli._cache_folder() is None
+
+
+CACHED = """
+import jax
+from difflid_jax.cli import use_compilation_cache
+use_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+print(jax.jit(lambda x: x + 1)(1))
+"""
+
+
+def test_an_orphaned_entry_does_not_switch_the_cache_off(tmp_path):
+    """JAX alone warns and stores nothing ever after."""
+    folder = tmp_path / "difflid_jax"
+    folder.mkdir()
+    (folder / "orphan-cache").write_bytes(b"x")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    found = subprocess.run([sys.executable, "-c", CACHED], env=environment, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("2\n", "")
+    assert len(list(folder.glob("*-cache"))) > 1
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OSError, match="file") as caught, atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert cli.one_line(caught.value) == f"{path}: No space left on device"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileExistsError, match="--overwrite"), atomic_write(path, overwrite=False):
+        pass

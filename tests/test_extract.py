@@ -161,7 +161,7 @@ def test_the_command_line_works(weights, picture, tmp_path):
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "a.npz") as file:
         assert file["a.png/t500"].shape == (4, 5, 32)
-    with pytest.raises(UsageError, match="is there already; --overwrite"):
+    with pytest.raises(UsageError, match="already exists; --overwrite"):
         run(tmp_path / "a.png", *options)
     done = subprocess.run(
         [*command, "--weights=gone"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120

@@ -52,7 +52,7 @@ def test_the_sheet_shows_what_the_sampler_draws(weights, tmp_path, capsys):
     sheet = tmp_path / "new" / "sheet.png"
     run(f"--weights={weights['plain']}", f"--output={sheet}", "--count=3", "--batch_size=2", "--steps=2")
     assert "3 samples of 8×8, 2 steps ddim" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="is there already; --overwrite"):
+    with pytest.raises(UsageError, match="already exists; --overwrite"):
         run(f"--weights={weights['plain']}", f"--output={sheet}")
     schedule = shortened(Schedule.named("linear"), kept_timesteps(1000, 2, "ddim"))
     keys = [jax.random.fold_in(key, 2) for key in jax.random.split(jax.random.key(0), 3)]

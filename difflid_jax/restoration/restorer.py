@@ -203,22 +203,6 @@ def load_restorer(
     return Restorer(network, features, noise_seed=seed, tile=tile, facts=facts)
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs between runs in the user's cache folder, unless JAX is told of another one.
-
-    For programs: call it before anything is compiled. `$XDG_CACHE_HOME/difflid_jax`, else
-    `~/.cache/difflid_jax`; at most 1 GB, the least recently used go first.
-    """
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: relative paths are to be ignored.
-    folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "difflid_jax"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", 10**9)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def _features(weights: store.Weights, prior: str | os.PathLike | None, dtype: str) -> FrozenFeatures:
     said = weights.metadata
     if "features" not in said or ("prior" not in said and prior is None):

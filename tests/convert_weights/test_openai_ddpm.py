@@ -444,7 +444,7 @@ def test_the_program_converts_a_file_and_says_so(states, tmp_path):
     )
     assert weights.metadata["source_sha256"] == digest
     assert {tensor.dtype for tensor in weights.tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
-    with pytest.raises(UsageError, match="is there already; --overwrite"):
+    with pytest.raises(UsageError, match="already exists; --overwrite"):
         run_program(source, f"--output={tmp_path / 'out'}", f"--architecture={flags}")
     prior = load_prior(tmp_path / "out")
     assert prior.schedule is Schedule.named("linear", 1000)
