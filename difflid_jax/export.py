@@ -27,28 +27,25 @@ from jax.errors import InconclusiveDimensionOperation
 
 from difflid_jax.atomic import atomic_write
 from difflid_jax.cli import UsageError, run
-from difflid_jax.features.h_space import pad_to_multiple
-from difflid_jax.restoration.restorer import Restorer, load_restorer
+from difflid_jax.restoration.loading import load_restorer
+from difflid_jax.restoration.restorer import Restorer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export_restorer(restorer: Restorer, size: tuple[int, int] | None = None) -> export.Exported:
     """hazy (b,h,w,3) float32 in [0,1] → restored, for any b; for any h and w, multiples of
-    `restorer.multiple`, or for just the `size` (height, width).
+    `Geometry.common`, or for just the `size` (height, width).
 
     Raises ValueError where this restorer's program cannot be written for all sizes.
     """
 
     def restore(hazy: jax.Array) -> jax.Array:
-        height, width = hazy.shape[1:3]
         x = hazy.astype(jnp.float32) * 2 - 1
-        if size is not None:
-            x = pad_to_multiple(x, restorer.multiple)
-        restored, _, _ = restorer.look(restorer.weights, restorer.frozen, x)
-        return jnp.clip((restored[:, :height, :width] + 1) / 2, 0, 1)
+        restored = restorer.traced(restorer.params, restorer.frozen, x)
+        return jnp.clip((restored + 1) / 2, 0, 1)
 
-    multiple = restorer.multiple
+    multiple = restorer.programs.geometry.common
     sides = f"{multiple}*h, {multiple}*w" if size is None else f"{size[0]}, {size[1]}"
     shape = export.symbolic_shape(f"b, {sides}, 3")
     try:

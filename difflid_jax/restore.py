@@ -27,11 +27,9 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from difflid_jax.restoration.batch import left_out, plan, restore_photographs
-    from difflid_jax.restoration.restorer import (
-        checked_strength,
-        checked_tile,
-        load_restorer,
-    )
+    from difflid_jax.restoration.loading import load_restorer
+    from difflid_jax.restoration.plan import checked_tile
+    from difflid_jax.restoration.restorer import checked_strength
 
     options = flags.FLAGS
     if len(argv) < 2 or not options.output:

@@ -18,6 +18,7 @@ weights/: the folder that `evaluate` and `restore` read. They are those of the b
 last ones where no validation pictures are given.
 """
 
+import dataclasses
 import math
 import shlex
 import sys
@@ -238,13 +239,8 @@ def _lower(
 
 def _restoring(graph: nnx.GraphDef, params: Any, features: FrozenFeatures, noise_seed: int):
     """(params, frozen) → how `evaluate` restores a picture with weights of these parameters."""
-    restorer = Restorer(nnx.merge(graph, params), features, noise_seed=noise_seed, tile="off")
-
-    def restoring(params, frozen):
-        restorer.weights, restorer.frozen = params, frozen
-        return restorer.restore_array
-
-    return restoring
+    restorer = Restorer.of(nnx.merge(graph, params), features, noise_seed=noise_seed, tile="off")
+    return lambda params, frozen: dataclasses.replace(restorer, params=params, frozen=frozen).restore_array
 
 
 def _chosen(checkpoints: Checkpoints, outcome: loop.Outcome) -> tuple[Any, int]:

@@ -13,7 +13,7 @@ from flax import nnx
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
-from difflid_jax.restoration.restorer import load_restorer
+from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
 # Most of a test is compiling: its programs are small, and run once or twice. Its processes compile so, too.

@@ -24,7 +24,7 @@ from difflid_jax.evaluation.methods import load_methods
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.images.files import read_image, write_png
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
-from difflid_jax.restoration.restorer import load_restorer
+from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from difflid_jax.baselines.dark_channel import dark_channel_prior
 from difflid_jax.baselines.peers import AODNet, DehazeNet, recover
-from difflid_jax.restoration.restorer import load_restorer
+from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
 METHODS = ("identity", "dark_channel_prior", "aod_net", "dehazenet", "difflid")

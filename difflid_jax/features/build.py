@@ -24,7 +24,9 @@ class FrozenFeatures(NamedTuple):
     """A frozen map, its parameters apart so that a compiled step can take them as an argument.
 
     apply: (frozen, x (B,H,W,3) float32 in [-1,1], key) → (h_content, h_haze), each (B,H',W',channels).
-    multiple: H and W are multiples of it. sha256: of the file of the parameters ("" where there is none).
+    multiple: H and W are multiples of it. sha256: of the file of the parameters ("" if there is none).
+    side: an image is seen at side×side, whatever its size (0: at its own size, see `view.py`).
+    pixel_maps: H' = H and W' = W, and the network needs them pixel by pixel.
     """
 
     apply: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -32,6 +34,8 @@ class FrozenFeatures(NamedTuple):
     channels: int
     multiple: int
     sha256: str
+    side: int = 0
+    pixel_maps: bool = False
 
 
 def build_features(
@@ -83,6 +87,7 @@ def build_features(
             unet.spec.out_channels,
             unet.spec.stride,
             sha256,
+            pixel_maps=True,
         )
     return FrozenFeatures(
         lambda frozen, x, key: h_space(nnx.merge(graph, frozen), schedule, x, key, spec),
@@ -90,6 +95,7 @@ def build_features(
         feature_channels(unet, spec),
         spec.multiple(unet.spec),
         sha256,
+        spec.side,
     )
 
 

@@ -66,6 +66,11 @@ class NetworkSpec:
         """Sides of the input are multiples of this."""
         return 2 ** (len(self.widths) - 1)
 
+    @property
+    def can_tile(self) -> bool:
+        """Whether the network restores parts of an image, given features and gates of the whole."""
+        return "self_attention" not in (self.content, self.haze)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return {**dataclasses.asdict(self), "widths": list(self.widths)}
@@ -137,8 +142,9 @@ class DiffLI2D(nnx.Module):
         hazy (B,H,W,3) in [-1,1], H and W multiples of `spec.stride`; h_content and h_haze (B,H',W',C').
         restored is not clipped. `window` = (top, left, bottom, right) is the part of the image of h_* that
         `hazy` covers, in fractions of its sides (numbers or traced scalars); a part beyond 1 is padding, and
-        Eq. 8 does not pool it. For a tile, `gates` are the gates found on the whole image. Raises ValueError for a size or channel count that does not fit, and
-        for tiles of the self-attention ablations, whose keys come from the input itself.
+        Eq. 8 does not pool it. For a tile, `gates` are the gates found on the whole image. Raises ValueError
+        for a size or channel count that does not fit, and for tiles of the self-attention ablations, whose
+        keys come from the input itself.
         """
         self._check(hazy, h_content, h_haze, gates)
         h_content, h_haze = h_content.astype(self.dtype), h_haze.astype(self.dtype)
@@ -174,8 +180,7 @@ class DiffLI2D(nnx.Module):
                 raise ValueError(
                     f"{name}: expected {self.spec.feature_channels} channels, found {h.shape[-1]}"
                 )
-        attends_itself = "self_attention" in (self.spec.content, self.spec.haze)
-        if gates is not None and attends_itself:
+        if gates is not None and not self.spec.can_tile:
             raise ValueError("tiles: the self-attention ablations restore whole pictures only")
 
 

@@ -33,9 +33,9 @@ class HazeAwareEnhancement(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """(F_o, the gate g = σ(W_L · AvgPool(F'_m)) of shape (B,1,1,C)).
 
-        `window` = (top, left, bottom, right) is the part of h's image that f covers, (0, 0, 1, 1) being all of
-        it. Pixels beyond the image (padding) are modulated as its edge and are not pooled. `gate` replaces
-        the one pooled from this input. Both serve padded images and tiles of a larger image.
+        `window` = (top, left, bottom, right) is the part of h's image that f covers; WHOLE is all of it.
+        Pixels beyond the image (padding) are modulated as its edge and are not pooled. `gate` replaces the
+        one pooled from this input. Both serve padded images and tiles of a larger image.
         """
         scale, shift = self.scale(h), self.shift(h)
         rows, columns = _bilinear(f.shape[1:3], h.shape[1:3], window)
@@ -48,7 +48,7 @@ class HazeAwareEnhancement(nnx.Module):
 
 
 def _bilinear(size: Sequence[int], maps: Sequence[int], window) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """For rows and columns: weights (H,H') that bring the `window` of maps to `size`, and which rows are inside.
+    """Of rows and of columns: weights (H,H') that bring `window` of the maps to `size`; share inside (H,).
 
     As `jax.image.scale_and_translate(method="linear")`, pixel centres at half integers; but pixels beyond the
     maps take the values of their edge.
@@ -63,7 +63,8 @@ def _bilinear(size: Sequence[int], maps: Sequence[int], window) -> tuple[tuple[j
 def _bilinear_weights(many, few, start, stop) -> tuple[jax.Array, jax.Array]:
     step = 1 / jnp.asarray(many / ((stop - start) * few), jnp.float32)
     position = (jnp.arange(many, dtype=jnp.float32) + 0.5) * step + start * few - 0.5
-    inside = (position >= -0.5) & (position <= few - 0.5)
+    # How much of each pixel is inside: at a deep level one may be half of image, half of padding.
+    inside = jnp.clip((1 - start) * many / (stop - start) - jnp.arange(many, dtype=jnp.float32), 0, 1)
     position = jnp.clip(position, -0.5, few - 0.5)
     distance = jnp.abs(position[:, None] - jnp.arange(few, dtype=jnp.float32)) / jnp.maximum(step, 1)
     weights = jnp.maximum(0, 1 - distance)
@@ -81,7 +82,7 @@ def _mean_modulated(f: jax.Array, scale, shift, rows, columns) -> jax.Array:
     below = jnp.einsum("biwc,wj->bijc", below, columns)
     area = jnp.einsum("hi,wj->ij", rows, columns)[None, :, :, None]
     total = (scale * below + shift * area).sum((1, 2), keepdims=True, dtype=jnp.float32)
-    return total / (row_inside.sum(dtype=jnp.float32) * column_inside.sum(dtype=jnp.float32))
+    return total / (row_inside.sum() * column_inside.sum())
 
 
 def _enlarge(maps: jax.Array, rows: jax.Array, columns: jax.Array, dtype) -> jax.Array:

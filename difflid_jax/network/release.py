@@ -44,6 +44,16 @@ class ReleaseSpec:
         if self.width % self.heads:
             raise ValueError(f"the release's width {self.width} must be a multiple of its heads {self.heads}")
 
+    @property
+    def stride(self) -> int:
+        """Sides of the input are multiples of this."""
+        return 2 ** (LEVELS - 1)
+
+    @property
+    def can_tile(self) -> bool:
+        """Whether the network restores parts of an image, given features and gates of the whole."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; `network` tells them from the paper's network."""
         return {"network": "release", **dataclasses.asdict(self)}

@@ -1,100 +1,126 @@
-"""A trained restorer as a function on pictures: any size, any usual kind, bounded memory.
+"""A trained restorer as a function on images: any size, any usual kind, bounded memory.
 
-    restorer = difflid_jax.load_restorer()      # or a folder of one's own training run
-    clean = restorer(image)                     # PIL image or array, back comes the same kind
+    restorer = difflid_jax.load_restorer()      # or a run's workdir
+    clean = restorer(image)                     # PIL image or array; returns the same kind
 
-A picture up to about 0.5 megapixel is restored in one piece, as in training's evaluation. A larger one is
-looked at as a whole at that working size (`tiles.WORKING_PIXELS`, area averages): this gives the feature
-maps and the channel gates (Eq. 8), the only things in the network that depend on the whole picture. Its full
-size is then restored in tiles with these, so that tiles agree, and the cost grows with the pixels.
+An image of up to about 0.5 megapixel is restored in one piece, as in training's evaluation. A larger one is
+first seen as a whole at that size (`tiles.WORKING_PIXELS`, area averages): this gives the feature maps and
+the channel gates (Eq. 8), the only things in the network that depend on the whole image. Its full size is
+then restored in tiles with these, so that tiles agree, and the cost grows with the pixels (`plan.py`).
 """
 
-import math
-import os
-from collections.abc import Callable
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image
 
-from difflid_jax.features.build import FrozenFeatures, build_features
-from difflid_jax.features.h_space import HSpaceSpec
+from difflid_jax.compiled import bounded_jit
+from difflid_jax.features.build import FrozenFeatures
+from difflid_jax.features.h_space import pad_to_multiple
+from difflid_jax.features.view import resized
 from difflid_jax.images import kinds as image_kinds
-from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
-from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
 from difflid_jax.restoration import tiles
-from difflid_jax.weights import store
+from difflid_jax.restoration.plan import Geometry, Size, Whole, checked_tile, plan
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_RELEASE_STRIDE = 8
-# Networks that attend to their own input cannot be tiled: beyond this they are refused.
-_MOST_PIXELS_WHOLE = 4 * tiles.WORKING_PIXELS
 
 OnTile = Callable[[int, int], None]
 
 
-class Restorer:
-    """Restores pictures with a network and the frozen features that it was trained with.
+class Programs:
+    """The compiled functions of a restorer. They hold no weights: these are their arguments.
 
-    tile: 'auto', 'off' (always in one piece: features at full size, memory grows with the picture) or the
-    side of tiles in pixels. Programs are compiled at first use, one for each size bucket, and the same input
-    gives the same output. `facts` say where the weights come from.
+    see: (frozen, view (B,H',W',3), key) → maps, the pair of feature maps.
+    restore: (params, x (B,H,W,3), maps, window) → (restored, gates); window None: all of the maps.
+    restore_tile: (params, x, maps, gates, window) → restored.
+
+    Images are float32 in [-1,1]. Each function keeps the programs of the sizes used last.
     """
 
-    def __init__(
-        self,
-        network: nnx.Module,
-        features: FrozenFeatures,
-        *,
-        noise_seed: int = 0,
-        tile: str | int = "auto",
-        facts: dict[str, Any] | None = None,
-    ):
-        self.spec = network.spec
-        self.facts = dict(facts or {})
-        self.parameters = _count(nnx.state(network, nnx.Param))
-        self.frozen_parameters = _count(features.frozen)
-        self.tile = checked_tile(tile)
-        self._align = getattr(self.spec, "stride", _RELEASE_STRIDE)
-        self.multiple = math.lcm(features.multiple, self._align)
-        self._can_tile = "self_attention" not in (
-            getattr(self.spec, "content", ""),
-            getattr(self.spec, "haze", ""),
+    def __init__(self, graph: nnx.GraphDef, spec: Any, features: FrozenFeatures):
+        """graph, spec: of the network, a `DiffLI2D` or `ReleasedDiffLI2D`."""
+        self.geometry = Geometry(
+            spec.stride, features.multiple, features.side, features.pixel_maps, spec.can_tile
         )
-        graph, self.weights = nnx.split(network)
-        self.frozen = features.frozen
 
-        def look(weights, frozen, x):
-            maps = features.apply(frozen, x, jax.random.key(noise_seed))
-            restored, aux = nnx.merge(graph, weights)(x, *maps)
-            return restored, maps, aux["gates"]
+        def restore(params, x, maps, window):
+            placed = {} if window is None else {"window": window}
+            restored, aux = nnx.merge(graph, params)(x, *maps, **placed)
+            return restored, aux["gates"]
 
-        self.look = look
-        self._restore_whole = jax.jit(lambda *arguments: look(*arguments)[0])
-        self._survey = jax.jit(lambda *arguments: look(*arguments)[1:])
-        self.restore_tile = jax.jit(
-            lambda weights, x, maps, gates, window: nnx.merge(graph, weights)(
-                x, *maps, gates=gates, window=window
-            )[0]
-        )
+        def restore_tile(params, x, maps, gates, window):
+            return nnx.merge(graph, params)(x, *maps, gates=gates, window=window)[0]
+
+        self.functions = {"see": features.apply, "restore": restore, "restore_tile": restore_tile}
+        self.see = bounded_jit(features.apply)
+        self.restore = bounded_jit(restore)
+        self.restore_tile = bounded_jit(restore_tile)
+
+    def compiled(self) -> int:
+        """How many programs are held."""
+        return sum(len(program.programs) for program in (self.see, self.restore, self.restore_tile))
+
+    def traced(self, params: Any, frozen: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        """See `Restorer.traced`."""
+        see, restore = self.functions["see"], self.functions["restore"]
+        if not all(isinstance(side, int) for side in x.shape[1:3]):
+            return restore(params, x, see(frozen, x, key), None)[0]
+        height, width = x.shape[1:3]
+        piece = plan(height, width, self.geometry, "off")
+        if self.geometry.pixel_maps:
+            x = pad_to_multiple(x, self.geometry.common)
+        view = jax.image.resize(x, (x.shape[0], *piece.view, 3), "linear")
+        x = pad_to_multiple(x, self.geometry.stride)
+        return restore(params, x, see(frozen, view, key), piece.window)[0][:, :height, :width]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Restorer:
+    """Restores images with a network and the frozen features that it was trained with.
+
+    params, frozen: parameters of the network and of the frozen model. To restore with others, take
+    `dataclasses.replace(restorer, params=…)`: compiled programs are shared.
+    noise_seed: draws the features' noise; equal seeds give equal images.
+    tile: 'auto', 'off' (always one piece: features at full size, memory grows with the image) or the side of
+    tiles in pixels. facts: where the weights come from.
+    """
+
+    programs: Programs
+    params: Any
+    frozen: Any
+    noise_seed: int = 0
+    tile: str | int = "auto"
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "tile", checked_tile(self.tile))
+
+    @classmethod
+    def of(cls, network: nnx.Module, features: FrozenFeatures, **fields: Any) -> "Restorer":
+        """The restorer of a network and its features; fields: see the class."""
+        graph, params = nnx.split(network)
+        return cls(Programs(graph, network.spec, features), params, features.frozen, **fields)
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters; running statistics are none."""
+        return _count(nnx.filter_state(self.params, nnx.Param))
+
+    @property
+    def frozen_parameters(self) -> int:
+        return _count(self.frozen)
 
     def __call__(self, image: Any, *, strength: float = 1.0, on_tile: OnTile | None = None) -> Any:
         """Restore a PIL image or an array, and return the same kind, size and bit depth.
 
-        image: see `image_kinds`. strength: from 0 (the input) to 1 (the restored picture). on_tile is told
-        (tiles done, tiles in all) of each picture. Raises ValueError or TypeError for what is no picture.
+        image: see `images.kinds`. strength: from 0 (the input) to 1 (the restored image). on_tile is called
+        with (tiles done, tiles in all) of each image. Raises ValueError or TypeError for what is no image.
         """
         strength = checked_strength(strength)
         return image_kinds.through(image, lambda pixels: self.restore_pixels(pixels, strength, on_tile))
-
-    def compiled(self) -> int:
-        """How many programs were compiled so far."""
-        programs = (self._restore_whole, self._survey, self.restore_tile)
-        return sum(program._cache_size() for program in programs)
 
     def restore_array(self, hazy: np.ndarray) -> np.ndarray:
         """float32 (H,W,3) in [0,1] → the same, restored."""
@@ -125,133 +151,46 @@ class Restorer:
             out[rows] = _as_type(restored, pixels.dtype)
         return out
 
-    def _bands(self, pixels: np.ndarray, on_tile: OnTile | None):
+    def traced(self, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+        """x (B,H,W,3) in [-1,1] → restored (B,H,W,3), in one piece; pure, to be traced (export, counting).
+
+        H and W may be symbolic if they are multiples of `Geometry.common`.
+        """
+        return self.programs.traced(params, frozen, x, jax.random.key(self.noise_seed))
+
+    def _bands(self, pixels: np.ndarray, on_tile: OnTile | None) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, restored rows in [-1,1]), from top to bottom."""
-        height, width = pixels.shape[:2]
-        size = (tiles.bucket(height, self.multiple), tiles.bucket(width, self.multiple))
-        # A thin picture is small, and what it is padded to is not.
-        large = height * width > tiles.WORKING_PIXELS or math.prod(size) > 2 * tiles.WORKING_PIXELS
-        tile = checked_tile(self.tile)
-        if not self._can_tile and tile != "off" and height * width > _MOST_PIXELS_WHOLE:
-            raise ValueError(
-                f"{width}×{height}: a network with self-attention restores whole pictures only, here up to "
-                f"{_MOST_PIXELS_WHOLE / 1e6:.1f} megapixels; shrink it, or set tile='off' to take the memory"
-            )
-        side = tiles.TILE if tile == "auto" else tile
-        whole = side == "off" or not self._can_tile or max(height, width) <= side
-        if tile == "auto" and not large:
-            whole = True
-        if whole:
-            x = _signed(_padded(pixels, *size))[None]
-            yield 0, np.asarray(self._restore_whole(self.weights, self.frozen, x))[0]
+        steps = plan(*pixels.shape[:2], self.programs.geometry, self.tile)
+        if isinstance(steps, Whole):
+            restored, _, _ = self._whole(pixels, steps)
+            yield 0, np.asarray(restored)[0]
             if on_tile:
                 on_tile(1, 1)
             return
-        if large:
-            pixels = _padded(pixels, *(-(-side // self._align) * self._align for side in (height, width)))
-            size = tiles.working_size(*pixels.shape[:2], self.multiple)
-            view = _shrunk(pixels, *size)
-        else:
-            pixels = _padded(pixels, *size)
-            view = _unit(pixels)
-        maps, gates = self._survey(self.weights, self.frozen, (_coloured(view) * 2 - 1)[None])
-        rows, columns = pixels.shape[:2]
+        _, maps, gates = self._whole(_overview(pixels, steps.overview), steps.survey)
+        padded = _padded(pixels, steps.padded)
 
-        def restore(down: slice, across: slice) -> np.ndarray:
-            window = (down.start / rows, across.start / columns, down.stop / rows, across.stop / columns)
-            x = _signed(pixels[down, across])[None]
-            window = tuple(np.float32(edge) for edge in window)
-            return np.asarray(self.restore_tile(self.weights, x, maps, gates, window))[0]
+        def restore(rows: slice, columns: slice) -> np.ndarray:
+            window = tuple(map(np.float32, steps.window(rows, columns)))
+            x = _signed(padded[rows, columns])[None]
+            return np.asarray(self.programs.restore_tile(self.params, x, maps, gates, window))[0]
 
-        yield from tiles.blend(rows, columns, side, self._align, restore, on_tile)
+        yield from tiles.blend(*steps.padded, steps.tile, self.programs.geometry.stride, restore, on_tile)
 
-
-def load_restorer(
-    name_or_folder: str | os.PathLike = "haze",
-    *,
-    prior: str | os.PathLike | None = None,
-    dtype: str = "auto",
-    tile: str | int = "auto",
-) -> Restorer:
-    """The restorer of a shipped name, of a weights folder, or of a training run's workdir.
-
-    prior: where the frozen model lies, if not where the restorer's metadata say. dtype: of the frozen model's
-    arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on GPU and TPU). tile: see `Restorer`.
-
-    Raises FileNotFoundError where weights are not there, ValueError where they are of another kind, version
-    or architecture, or the prior is not the one that the restorer was trained with.
-    """
-    folder = Path(name_or_folder).expanduser()
-    if (folder / "weights" / store.FILE).is_file() and not (folder / store.FILE).exists():
-        name_or_folder = folder / "weights"
-    weights = store.read(name_or_folder, "restorer")
-    where = str(weights.path)
-    if weights.architecture.get("network") == "release":
-        spec, kind = weights.spec(ReleaseSpec), ReleasedDiffLI2D
-    else:
-        spec, kind = weights.spec(NetworkSpec), DiffLI2D
-    features = _features(weights, prior, dtype)
-    if spec.feature_channels != features.channels:
-        raise ValueError(
-            f"{where}: expected features of {spec.feature_channels} channels, found {features.channels} "
-            "in its prior; name the prior that it was trained with"
-        )
-    network = nnx.eval_shape(lambda: kind(spec, rngs=nnx.Rngs(0)))
-    store.fill(network, weights.tensors, where=where)
-    facts = {"weights": os.fspath(name_or_folder), "sha256": weights.sha256, **weights.metadata}
-    seed = weights.metadata.get("noise_seed", 0)
-    return Restorer(network, features, noise_seed=seed, tile=tile, facts=facts)
-
-
-def _features(weights: store.Weights, prior: str | os.PathLike | None, dtype: str) -> FrozenFeatures:
-    said = weights.metadata
-    if "features" not in said or ("prior" not in said and prior is None):
-        raise ValueError(
-            f"{weights.path}: its metadata do not name its features and its prior; train it again"
-        )
-    fields = dict(said["features"])
-    kind = fields.pop("kind", "h_space")
-    config = said.get("config", {})
-    random_seed = config.get("seed", 0) if config.get("features", {}).get("random") else None
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    try:
-        spec = HSpaceSpec.from_dict(fields) if fields else None
-        features = build_features(
-            kind,
-            said["prior"] if prior is None else prior,
-            spec,
-            dtype=jnp.dtype(dtype),
-            random_seed=random_seed,
-        )
-    except ValueError as error:
-        raise ValueError(f"{weights.path}: {error}") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"the prior of {weights.path}: {error}; if it lies elsewhere, say where (prior=, --prior)"
-        ) from error
-    expected = said.get("prior_sha256")
-    if expected and features.sha256 != expected:
-        raise ValueError(
-            f"{weights.path}: expected the prior with SHA-256 {expected}, found {features.sha256} in "
-            f"{prior or said['prior']}; name the prior that it was trained with (prior=, --prior)"
-        )
-    return features
-
-
-def checked_tile(tile: str | int) -> str | int:
-    if tile in ("auto", "off"):
-        return tile
-    if isinstance(tile, str) and tile.isdecimal():
-        tile = int(tile)
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < tiles.LEAST_TILE:
-        raise ValueError(f"tile: expected auto, off or {tiles.LEAST_TILE} pixels or more, found {tile!r}")
-    return tile
+    def _whole(self, pixels: np.ndarray, piece: Whole) -> tuple[jax.Array, Any, Any]:
+        """(restored (1,H,W,3), maps, gates), with the size and the maps that the plan names."""
+        view = resized(_signed(_padded(pixels, piece.extent)), piece.view)[None]
+        maps = self.programs.see(self.frozen, view, jax.random.key(self.noise_seed))
+        x = _signed(_padded(pixels, piece.padded))[None]
+        window = piece.window and tuple(map(np.float32, piece.window))
+        restored, gates = self.programs.restore(self.params, x, maps, window)
+        return restored, maps, gates
 
 
 def checked_strength(strength: float) -> float:
+    """Raises ValueError unless it is from 0 to 1."""
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength: expected 0 (the input) to 1 (the restored picture), found {strength}")
+        raise ValueError(f"strength: expected 0 (the input) to 1 (the restored image), found {strength}")
     return float(strength)
 
 
@@ -259,24 +198,19 @@ def _count(state: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
-def _padded(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def _padded(pixels: np.ndarray, size: Size) -> np.ndarray:
     """Reflected at the bottom and the right, as often as needed."""
-    missing = (rows - pixels.shape[0], columns - pixels.shape[1])
+    missing = (size[0] - pixels.shape[0], size[1] - pixels.shape[1])
     if not any(missing):
         return pixels
     return np.pad(pixels, [(0, n) for n in missing] + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
 
 
-def _shrunk(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Area averages, float32 in [0,1]."""
-
-    def shrink(channel: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(channel).resize((columns, rows), Image.Resampling.BOX))
-
-    channels = [pixels] if pixels.ndim == 2 else [pixels[..., c] for c in range(3)]
-    small = np.stack([shrink(channel.astype(np.float32)) for channel in channels], -1)
-    small /= _top(pixels.dtype)
-    return small[..., 0] if pixels.ndim == 2 else small
+def _overview(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """The pixels themselves if they have this size, else area averages, float32 in [0,1]."""
+    if pixels.shape[:2] == size:
+        return pixels
+    return resized(pixels, size, average=True) / np.float32(_top(pixels.dtype))
 
 
 def _coloured(x: np.ndarray) -> np.ndarray:

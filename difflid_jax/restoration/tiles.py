@@ -1,8 +1,8 @@
-"""Sizes that share a compiled program, and pictures worked on in tiles that do not show.
+"""Images restored in tiles that do not show.
 
-Neighbouring tiles overlap by more than twice the distance over which the network sees (`margin`), and go over
-into each other, linearly, in the middle of the overlap. There both have computed the same values, provided
-that all that is global, features and gates, is given to them: the transition is a safeguard.
+Neighbouring tiles overlap by more than twice the network's reach (`margin`) and are blended linearly in the
+middle of the overlap. Both have computed the same values there, given features and gates of the whole image:
+the blending is a safeguard.
 """
 
 import dataclasses
@@ -12,41 +12,29 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-# About 0.5 megapixel: the size at which a larger picture is looked at as a whole.
+# About 0.5 megapixel: the size at which a larger image is seen as a whole.
 WORKING_PIXELS = 2**19
 TILE = 768
 RAMP = 16
-# Tiles have sides in these steps, so that pictures of about one size share a program.
+# Sides of tiles are multiples of this, so that images of similar sizes share a program.
 _STEP = 64
 LEAST_TILE = 3 * _STEP
 
 
 def margin(align: int) -> int:
-    """Farther than this away from a pixel, nothing reaches it through the convolutions.
+    """Pixels beyond which nothing reaches a pixel through the convolutions.
 
-    align: pixels of the picture to one of the deepest level, 8 for four levels, which see 30 px far; each
-    level more doubles that.
+    align: image pixels per pixel of the deepest level: 8 for four levels, whose reach is 30 px; each further
+    level doubles it.
     """
     return 4 * max(align, 8)
 
 
-def bucket(length: int, multiple: int) -> int:
-    """The least length that is compiled for and holds `length`.
-
-    Multiples of `multiple` up to 16 of them, then steps that are twice as wide for twice the length: up to
-    1/8 is added to a long side, less than `multiple` to a short one.
-    """
-    step = multiple
-    while length > 16 * step:
-        step *= 2
-    return -(-length // step) * step
-
-
 def working_size(height: int, width: int, multiple: int, pixels: int = WORKING_PIXELS) -> tuple[int, int]:
-    """About `pixels` in the shape of height × width, both multiples of `multiple`, so that nothing is padded.
+    """(rows, columns) of about `pixels` in the shape of height × width, both multiples of `multiple`.
 
-    The shape changes by less than multiple/2 px a side, which the features do not mind; a thin picture is
-    also shortened, to 1.25 × `pixels`. Nothing is enlarged, but to one `multiple`.
+    The shape changes by less than multiple/2 px a side, which the features tolerate; a thin image is also
+    shortened, to 1.25 × `pixels`. Nothing is enlarged, except to one `multiple`.
     """
     scale = min(1, math.sqrt(pixels / (height * width)))
     short, long = sorted(max(1, round(side * scale / multiple)) for side in (height, width))
@@ -57,7 +45,7 @@ def working_size(height: int, width: int, multiple: int, pixels: int = WORKING_P
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Where a tile lies along one axis (start, stop), and what it gives: `weights` from `first` on."""
+    """A tile along one axis: it covers start … stop and contributes with `weights` from `first` on."""
 
     start: int
     stop: int
@@ -70,7 +58,7 @@ class Span:
 
 
 def spans(length: int, tile: int, align: int) -> list[Span]:
-    """Tiles of one size, at most `tile`, that cover 0 … length; starts are multiples of `align`.
+    """Tiles of one size, at most `tile`, that cover 0 … length and start at multiples of `align`.
 
     `length` is a multiple of `align`. The weights of all tiles sum to one everywhere.
     Raises ValueError for tiles too small to overlap.
@@ -110,10 +98,10 @@ def blend(
     restore: Callable[[slice, slice], np.ndarray],
     on_tile: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Finished bands (first row, float32 (rows,width,C)) of a picture of height × width, from top to bottom.
+    """Finished bands (first row, float32 (rows,width,C)) of an image of height × width, from top to bottom.
 
-    `restore(rows, columns)` gives the tile there. Only one row of tiles is held at a time. `on_tile` is told
-    (tiles done, tiles in all).
+    `restore(rows, columns)` returns the tile there. Only one row of tiles is held at a time. `on_tile` is
+    called with (tiles done, tiles in all).
     """
     down, across = spans(height, tile, align), spans(width, tile, align)
     carried, done = None, 0

@@ -16,6 +16,7 @@ much memory. Without --weights the shipped restorer is measured or, where none i
 with random weights.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -40,7 +41,8 @@ from difflid_jax.layers import attention
 from difflid_jax.network import difflid
 from difflid_jax.network.difflid import PRESETS, DiffLI2D, NetworkSpec
 from difflid_jax.restoration import tiles
-from difflid_jax.restoration.restorer import Restorer, load_restorer
+from difflid_jax.restoration.loading import load_restorer
+from difflid_jax.restoration.restorer import Restorer
 from difflid_jax.training.throughput import flops
 from difflid_jax.weights import store
 
@@ -137,21 +139,24 @@ def _flops(restorer: Restorer, size: tuple[int, int]) -> float:
     height, width = size
 
     def shape(rows, columns):
-        rows, columns = (-(-side // restorer.multiple) * restorer.multiple for side in (rows, columns))
         return jax.ShapeDtypeStruct((1, rows, columns, 3), jnp.float32)
 
     def whole(x):
-        return _count(restorer.look, restorer.weights, restorer.frozen, x)
+        return _count(restorer.traced, restorer.params, restorer.frozen, x)
 
     # XLA counts the body of a loop once: no chunks.
     with mock.patch.dict(attention._MAX_SCORES, cpu=1 << 62):
         if height * width <= tiles.WORKING_PIXELS:
             return whole(shape(height, width))
-        view = shape(*tiles.working_size(height, width, restorer.multiple))
-        _, maps, gates = jax.eval_shape(restorer.look, restorer.weights, restorer.frozen, view)
+        programs = restorer.programs
+        view = shape(*tiles.working_size(height, width, programs.geometry.common))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        maps = jax.eval_shape(programs.functions["see"], restorer.frozen, view, key)
+        restore = programs.functions["restore"]
+        _, gates = jax.eval_shape(lambda *x: restore(*x, None), restorer.params, view, maps)
         tile = shape(512, 512)
         window = (jax.ShapeDtypeStruct((), jnp.float32),) * 4
-        of_tile = _count(restorer.restore_tile.__wrapped__, restorer.weights, tile, maps, gates, window)
+        of_tile = _count(programs.functions["restore_tile"], restorer.params, tile, maps, gates, window)
         return whole(view) + of_tile * height * width / 512**2
 
 
@@ -179,9 +184,7 @@ def _deviation(restorer: Restorer, size: tuple[int, int]) -> None:
         )
         hazy = 0.5 * photo + 0.45
         in_tiles = restorer(hazy)
-        restorer.tile = "off"
-        whole = restorer(hazy)
-        restorer.tile = "auto"
+        whole = dataclasses.replace(restorer, tile="off")(hazy)
         difference, change = np.abs(in_tiles - whole) * 255, np.abs(whole - hazy) * 255
         print(
             f"{name}, {size[1]}×{size[0]}: in tiles and in one piece differ by {difference.mean():.2f} in "

@@ -116,7 +116,7 @@ def test_hae_places_as_jax_image_does_and_neither_pools_nor_tapers_padding():
         jnp.eye(few), (many, few), (0,), scale, -0.25 * few * scale, method="linear"
     )
     np.testing.assert_allclose(weights, expected, atol=1e-6)
-    assert inside.all()
+    np.testing.assert_array_equal(inside, 1)
 
     module = randomised(hae.HazeAwareEnhancement(8, 12, dtype=jnp.float32, rngs=nnx.Rngs(1)))
     f = jax.random.normal(jax.random.key(0), (1, 6, 10, 8))

@@ -27,33 +27,24 @@ def test_tiles_cover_every_pixel_with_weights_that_sum_to_one(tile, align):
             assert after.first - after.start >= 4 * align
 
 
-def test_bands_put_together_are_the_picture():
-    picture = np.random.default_rng(0).random((1000, 520, 3), np.float32)
+def test_bands_put_together_are_the_image():
+    image = np.random.default_rng(0).random((1000, 520, 3), np.float32)
     done = []
     bands = tiles.blend(
         1000,
         520,
         256,
         8,
-        lambda rows, columns: picture[rows, columns],
+        lambda rows, columns: image[rows, columns],
         lambda *progress: done.append(progress),
     )
     first = 0
     for start, band in bands:
         assert start == first and len(band) < 300
-        np.testing.assert_allclose(band, picture[start : start + len(band)], atol=1e-6)
+        np.testing.assert_allclose(band, image[start : start + len(band)], atol=1e-6)
         first += len(band)
     assert first == 1000
     assert done[-1][0] == done[-1][1] == len(done)
-
-
-def test_sizes_fall_into_few_buckets_with_little_padding():
-    sizes = {tiles.bucket(n, 32) for n in range(1, 2049)}
-    assert len(sizes) <= 32
-    for n in range(1, 2049):
-        padded = tiles.bucket(n, 32)
-        assert padded >= n and padded % 32 == 0
-        assert padded - n < max(32, n / 8)
 
 
 def test_working_size_keeps_the_shape_and_the_amount():

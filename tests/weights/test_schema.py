@@ -16,7 +16,7 @@ from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.features.prior import load_prior
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.network.release import ReleaseSpec
-from difflid_jax.restoration.restorer import load_restorer
+from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import schema, store
 
 UNET = {"image_size": 64, "model_channels": 32, "num_res_blocks": 1, "attention_resolutions": [2]}

@@ -1,0 +1,40 @@
+"""`jax.jit` for functions that are called with arrays of ever new sizes."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+# A compiled program takes some ten memory maps of the process, of which Linux allows 65,530, and megabytes.
+MOST_PROGRAMS = 32
+
+
+def bounded_jit(
+    function: Callable[..., Any], *, static_argnums: Sequence[int] = (), most: int = MOST_PROGRAMS
+) -> Callable[..., Any]:
+    """`jax.jit(function)` that keeps the programs of the `most` sizes used last; positional arguments only.
+
+    JAX itself keeps every program until the process ends.
+    """
+    programs: OrderedDict[tuple, Callable] = OrderedDict()
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        arrays = [x for i, x in enumerate(arguments) if i not in static_argnums]
+        leaves, tree = jax.tree.flatten(arrays)
+        sizes = tuple((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
+        key = (tree, sizes, *(arguments[i] for i in static_argnums))
+        if key in programs:
+            programs.move_to_end(key)
+        else:
+            if len(programs) >= most:
+                programs.popitem(last=False)
+            # JAX keeps programs by function: a function of its own, which goes with its program.
+            programs[key] = jax.jit(lambda *arguments: function(*arguments), static_argnums=static_argnums)
+        return programs[key](*arguments)
+
+    call.programs = programs
+    return call

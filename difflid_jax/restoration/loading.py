@@ -1,0 +1,101 @@
+"""Restorers by shipped name, weights folder or workdir."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from difflid_jax.features.build import FrozenFeatures, build_features
+from difflid_jax.features.h_space import HSpaceSpec
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
+from difflid_jax.restoration.plan import checked_tile
+from difflid_jax.restoration.restorer import Restorer
+from difflid_jax.weights import store
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def load_restorer(
+    name_or_folder: str | os.PathLike = "haze",
+    *,
+    prior: str | os.PathLike | None = None,
+    dtype: str = "auto",
+    tile: str | int = "auto",
+) -> Restorer:
+    """The restorer of a shipped name, of a weights folder, or of a training run's workdir.
+
+    prior: where the frozen model is, if not where the restorer's metadata say. dtype: of the frozen model's
+    arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on GPU and TPU). tile: see `Restorer`.
+
+    Raises FileNotFoundError for missing weights, ValueError for another dtype or tile, for weights of another
+    kind, version or architecture, and for a prior other than the one the restorer was trained with.
+    """
+    dtype, tile = checked_dtype(dtype), checked_tile(tile)
+    folder = Path(name_or_folder).expanduser()
+    if (folder / "weights" / store.FILE).is_file() and not (folder / store.FILE).exists():
+        name_or_folder = folder / "weights"
+    weights = store.read(name_or_folder, "restorer")
+    where = str(weights.path)
+    if weights.architecture.get("network") == "release":
+        spec, kind = weights.spec(ReleaseSpec), ReleasedDiffLI2D
+    else:
+        spec, kind = weights.spec(NetworkSpec), DiffLI2D
+    features = _features(weights, prior, dtype)
+    if spec.feature_channels != features.channels:
+        raise ValueError(
+            f"{where}: expected features of {spec.feature_channels} channels, found {features.channels} "
+            "in its prior; name the prior that it was trained with"
+        )
+    network = nnx.eval_shape(lambda: kind(spec, rngs=nnx.Rngs(0)))
+    store.fill(network, weights.tensors, where=where)
+    facts = {"weights": os.fspath(name_or_folder), "sha256": weights.sha256, **weights.metadata}
+    return Restorer.of(
+        network, features, noise_seed=weights.metadata.get("noise_seed", 0), tile=tile, facts=facts
+    )
+
+
+def checked_dtype(dtype: str) -> str:
+    """The name of a dtype to compute features in, 'auto' resolved. Raises ValueError for another name."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return dtype
+
+
+def _features(weights: store.Weights, prior: str | os.PathLike | None, dtype: str) -> FrozenFeatures:
+    metadata = weights.metadata
+    if "features" not in metadata or ("prior" not in metadata and prior is None):
+        raise ValueError(
+            f"{weights.path}: its metadata name neither features nor prior; write the folder again with "
+            "`train`, or convert the checkpoint again"
+        )
+    fields = dict(metadata["features"])
+    kind = fields.pop("kind", "h_space")
+    config = metadata.get("config", {})
+    random_seed = config.get("seed", 0) if config.get("features", {}).get("random") else None
+    try:
+        spec = HSpaceSpec.from_dict(fields) if fields else None
+        features = build_features(
+            kind,
+            metadata["prior"] if prior is None else prior,
+            spec,
+            dtype=jnp.dtype(dtype),
+            random_seed=random_seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"{weights.path}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the prior of {weights.path}: {error}; if it is elsewhere, name it (prior=, --prior)"
+        ) from error
+    expected = metadata.get("prior_sha256")
+    if expected and features.sha256 != expected:
+        raise ValueError(
+            f"{weights.path}: expected the prior with SHA-256 {expected}, found {features.sha256} in "
+            f"{prior or metadata['prior']}; name the prior that it was trained with (prior=, --prior)"
+        )
+    return features
