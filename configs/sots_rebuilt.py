@@ -2,7 +2,7 @@
 
     python -m difflid_jax.train --config=configs/sots_rebuilt.py:full --config.seed=0 \\
         --workdir=runs/rebuilt/full-0 \\
-        --config.data.train='nyu_v2_labelled_train.tar#1-1299' \\
+        --config.data.train=nyu_v2_labelled_train.tar --config.data.train_ids='(1, 1299)' \\
         --config.data.validation=V --config.data.validation_source=folders \\
         --config.data.test=SOTS/indoor --config.data.test_source=folders
 

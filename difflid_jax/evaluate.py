@@ -162,6 +162,8 @@ def _test_set(options: flags.FlagValues, config: ConfigDict | None) -> TestSet:
         config.data.test,
         config.data.test_dataset or config.data.dataset,
         source=config.data.test_source or config.data.source,
+        ids=config.data.test_ids,
+        frame=config.data.frame,
         haze=schema.haze_spec(config),
         allow_missing=missing,
     )

@@ -188,7 +188,14 @@ def _start(spec: UNetSpec, config: ConfigDict, resuming: bool = False) -> tuple[
 
 def _open(config: ConfigDict, role: str, cache: str | Path = "off") -> DataSet:
     try:
-        return open_data("images", config.data[role], cache=cache, progress=jax.process_index() == 0)
+        return open_data(
+            "images",
+            config.data[role],
+            ids=config.data[f"{role}_ids"],
+            frame=config.data.frame,
+            cache=cache,
+            progress=jax.process_index() == 0,
+        )
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"config.data.{role}: {one_line(error)}") from error
 

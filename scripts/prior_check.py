@@ -1,6 +1,6 @@
 """Is a diffusion prior a real one? What to know before a restorer is built on it, by one command.
 
-    python scripts/prior_check.py --weights=photos64 --scenes='nyu_v2_labelled_train.tar#1300-1399' \\
+    python scripts/prior_check.py --weights=photos64 --scenes=nyu_v2_labelled_train.tar --ids=1300-1399 \\
         --output=results/prior
 
 Everything is measured twice, on the prior and on its architecture with random weights, as training starts:
@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from difflid_jax.cli import UsageError, run, use_compilation_cache
+from difflid_jax.data.rgbd import FRAMES, parse_ids
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.sampling import Sampler, kept_timesteps
 from difflid_jax.evaluation import prior as measures
@@ -57,7 +58,7 @@ _HEADINGS = {
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1 or not (options.weights and options.scenes and options.output):
-        raise UsageError("give --weights=PRIOR, --scenes=FOLDER or TAR#IDS and --output=FOLDER, see --help")
+        raise UsageError("give --weights=PRIOR, --scenes=FOLDER or TAR and --output=FOLDER, see --help")
     output = Path(options.output)
     if (output / "prior.json").exists() and not options.overwrite:
         raise UsageError(f"{output / 'prior.json'}: is there already; --overwrite replaces it")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     times = _times(options.times, spec.diffusion_steps)
     HSpaceSpec(side=options.side).multiple(spec)  # refuses a side that does not fit
     kept_timesteps(spec.diffusion_steps, options.steps, "ddim")
-    data = _scenes(options.scenes, options.limit)
+    data = _scenes(options)
     pairs = measures.make_pairs(data, options.side, options.seed)
     priors = {"prior": trained, "random weights": random_prior(spec, options.seed, part="all")}
 
@@ -106,12 +107,12 @@ def _times(given: Sequence[str], steps: int) -> tuple[int, ...]:
     return times
 
 
-def _scenes(root: str, limit: int) -> DataSet:
-    data = open_data("rgbd", root)
-    if limit:
+def _scenes(options: flags.FlagValues) -> DataSet:
+    data = open_data("rgbd", options.scenes, ids=parse_ids(options.ids), frame=options.frame)
+    if limit := options.limit:
         data = replace(data, elements=data.elements[:limit], names=data.names[:limit])
     if len(data) < measures.FOLDS:
-        raise UsageError(f"{root}: {len(data)} scenes; the probe needs {measures.FOLDS} or more")
+        raise UsageError(f"{options.scenes}: {len(data)} scenes; the probe needs {measures.FOLDS} or more")
     return data
 
 
@@ -188,7 +189,9 @@ def _draw_maps(maps: Mapping[str, list[np.ndarray]], times: Sequence[int], path:
 
 if __name__ == "__main__":
     flags.DEFINE_string("weights", "", "Shipped name or folder of a diffusion prior with its decoder.")
-    flags.DEFINE_string("scenes", "", "Held-out pictures with depth: folder or tar, as in TAR#1300-1399.")
+    flags.DEFINE_string("scenes", "", "Held-out images with depth: folders or tars.")
+    flags.DEFINE_string("ids", "", "First and last id of the scenes, as in 1300-1399; empty: all.")
+    flags.DEFINE_enum("frame", "nyu_mirrored", list(FRAMES), "How stored scenes are mirrored and cut.")
     flags.DEFINE_string("output", "", "Folder for the tables and pictures; made where it is not there.")
     flags.DEFINE_list("times", [str(t) for t in range(0, 1000, 100)], "Timesteps at which h is read.")
     flags.DEFINE_integer("side", 64, "The prior sees every scene at side×side.", lower_bound=1)

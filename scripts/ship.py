@@ -21,7 +21,7 @@ from difflid_jax.weights import store
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config with 'a/b.tar#1-9,a/b.tar#1-9,c/d' as '2 × b.tar#1-9, d' wherever it names files."""
+    """A run's config with 'a/b.tar,a/b.tar,c/d' as '2 × b.tar, d' wherever it names files."""
 
     def names(text: str) -> str:
         counted = Counter(PurePath(path).name for path in text.split(","))

@@ -14,12 +14,14 @@ from scipy.optimize import minimize_scalar
 
 from difflid_jax.data.haze import add_haze
 from difflid_jax.data.pairing.pairs import find_pairs
+from difflid_jax.data.reside import RECIPES, synthesize
+from difflid_jax.data.rgbd import FRAMES
+from difflid_jax.data.scenes import MatScenes, open_scenes
 from difflid_jax.images.files import read_image, write_png
-from difflid_jax.synthesize import FRAMES, RECIPES, MatScenes, open_scenes, synthesize
 
 WHOLE = FRAMES["whole"]
-SOTS = replace(RECIPES["sots_indoor"], ids="1-3", per_scene=3)
-ITS = replace(RECIPES["its"], ids="1-3", per_scene=4)
+SOTS = replace(RECIPES["sots_indoor"], ids=(1, 3), per_scene=3)
+ITS = replace(RECIPES["its"], ids=(1, 3), per_scene=4)
 
 
 def psnr(a, b):
@@ -78,7 +80,7 @@ def test_its_files_are_reproduced_from_their_ground_truth_and_nyu_depth(shared, 
 
     fit = best(FRAMES[scenes.default_frame])
     assert -fit.fun > 55.5 and 0.85 < fit.x < 1.25
-    # The picture of the tar is the same one, but for its JPEG encoding.
+    # The image of the tar is the same one, but for its JPEG encoding.
     assert psnr(FRAMES["nyu_mirrored"].apply(stored) / 255, clean) > 38
     if name == "1_1_0.90179":
         assert -best(FRAMES["nyu"]).fun < 35  # not mirrored: no agreement
@@ -143,7 +145,7 @@ def test_full_recipes_have_resides_numbers():
         assert low <= values.min() < low + 0.001 and high - 0.001 < values.max() <= high
         assert abs(values.mean() - (low + high) / 2) < 0.01
     assert abs(np.corrcoef(airlight, beta)[0, 1]) < 0.03
-    assert RECIPES["sots_indoor"].ids == "1400-1449"
+    assert RECIPES["sots_indoor"].ids == (1400, 1449)
 
 
 def test_depth_is_that_of_the_whole_picture_and_the_frame_is_cut_afterwards(tmp_path):
@@ -152,7 +154,7 @@ def test_depth_is_that_of_the_whole_picture_and_the_frame_is_cut_afterwards(tmp_
     for folder, array in (("rgb", clean), ("depth", depth)):
         (tmp_path / folder).mkdir()
         Image.fromarray(array).save(tmp_path / folder / "0.png")
-    recipe = replace(SOTS, ids="1", per_scene=1)
+    recipe = replace(SOTS, ids=(1, 1), per_scene=1)
     synthesize(open_scenes(tmp_path), recipe, tmp_path / "out", progress=False)
     mirrored, depth = clean[:, ::-1][10:470, 10:630], depth[:, ::-1][10:470, 10:630]
     t = np.exp(-0.6 * depth / 40_000)[..., None]
@@ -167,7 +169,7 @@ def test_depth_is_that_of_the_whole_picture_and_the_frame_is_cut_afterwards(tmp_
 def test_the_seed_decides_and_a_part_is_the_same_part(nyu, tmp_path):
     make(nyu, ITS, tmp_path / "a", workers=1)
     make(nyu, ITS, tmp_path / "b", workers=4)
-    make(nyu, replace(ITS, ids="2"), tmp_path / "part")
+    make(nyu, replace(ITS, ids=(2, 2)), tmp_path / "part")
     make(nyu, ITS, tmp_path / "other", seed=1)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     part = {k: v for k, v in contents(tmp_path / "part").items() if k.endswith(".png")}
@@ -190,12 +192,12 @@ def test_an_interrupted_run_is_finished_and_damage_repaired(nyu, tmp_path):
 def test_other_settings_or_foreign_folders_are_refused_and_left_alone(nyu, tmp_path):
     make(nyu, ITS, tmp_path / "set")
     before = contents(tmp_path / "set")
-    with pytest.raises(ValueError, match="was begun with other seed"):
+    with pytest.raises(ValueError, match="was begun with another seed"):
         make(nyu, ITS, tmp_path / "set", seed=1)
-    with pytest.raises(ValueError, match="was begun with other recipe"):
+    with pytest.raises(ValueError, match="was begun with another recipe"):
         make(nyu, replace(ITS, beta=(0.6, 1.0)), tmp_path / "set")
     write_mat(tmp_path / "other.mat")
-    with pytest.raises(ValueError, match="was begun with other pictures"):
+    with pytest.raises(ValueError, match="was begun with another images"):
         make(tmp_path / "other.mat", ITS, tmp_path / "set")
     assert contents(tmp_path / "set") == before
     (tmp_path / "mine").mkdir()
@@ -227,7 +229,7 @@ def write_mat(path, count=3):
 
 def test_nyus_own_mat_gives_the_same_set(nyu, tmp_path):
     write_mat(tmp_path / "nyu_depth_v2_labeled.mat")
-    with pytest.raises(ValueError, match="has its own depths; leave --depth=plausible out"):
+    with pytest.raises(ValueError, match="contains its own depths; omit --depth=plausible"):
         open_scenes(tmp_path / "nyu_depth_v2_labeled.mat", "plausible")
     scenes = open_scenes(tmp_path / "nyu_depth_v2_labeled.mat")
     assert isinstance(scenes, MatScenes) and scenes.ids == [1, 2, 3]
@@ -267,11 +269,11 @@ def test_bad_sources_are_named(nyu, tmp_path):
     with pytest.raises(ValueError, match=r"expected images \(N,3,W,H\) and depths \(N,W,H\)"):
         open_scenes(tmp_path / "shape.mat")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures here, nor in rgb/ below"):
+    with pytest.raises(ValueError, match="no images here, nor in rgb/ below"):
         open_scenes(tmp_path / "empty")
     (tmp_path / "depth").mkdir()
     Image.fromarray(scene(0)[1]).save(tmp_path / "depth" / "0.png")
-    with pytest.raises(ValueError, match=r"2 pictures or depths without a partner .* first .*1.png"):
+    with pytest.raises(ValueError, match=r"2 images or depths without a partner .* first .*1.png"):
         open_scenes(nyu, tmp_path / "depth")
     Image.fromarray(scene(0)[1]).save(tmp_path / "depth" / "sofa.png")
     with pytest.raises(ValueError, match=r"sofa.png: RESIDE numbers its scenes"):
@@ -279,7 +281,7 @@ def test_bad_sources_are_named(nyu, tmp_path):
 
 
 def test_bad_scenes_are_named(nyu, tmp_path):
-    with pytest.raises(ValueError, match=r"50 of the 50 ids 1400-1449 are not there, first 1400 \(there are"):
+    with pytest.raises(ValueError, match=r"50 of the 50 ids 1400-1449 do not exist, first 1400 \(found: 1-3"):
         make(nyu, RECIPES["sots_indoor"], tmp_path / "a")
     assert not (tmp_path / "a").exists()
     with pytest.raises(ValueError, match="smaller than the frame of rows 10:470"):
@@ -288,7 +290,7 @@ def test_bad_scenes_are_named(nyu, tmp_path):
     (tmp_path / "depth").mkdir()
     for number in range(3):
         Image.fromarray(scene(number, 24, 30)[1]).save(tmp_path / "depth" / f"{number}.png")
-    with pytest.raises(ValueError, match=r"scene 1: the picture is \(24, 32\) .* its depth \(24, 30\)"):
+    with pytest.raises(ValueError, match=r"scene 1: the image is \(24, 32\) .* its depth \(24, 30\)"):
         synthesize(
             open_scenes(nyu, tmp_path / "depth"), SOTS, tmp_path / "c", frame=WHOLE, workers=1, progress=False
         )
@@ -302,16 +304,16 @@ def run(*arguments, cwd):
 def test_the_program_writes_goes_on_and_refuses(nyu, tmp_path):
     arguments = (f"--rgb={nyu}", "--ids=1-2", "--per_scene=2", "--frame=whole", "--output=set")
     first = run(*arguments, "--seed=3", "--airlight=0.9,0.9", cwd=tmp_path)
-    assert first.returncode == 0 and first.stdout == "set: 6 pictures written\n", first.stderr
+    assert first.returncode == 0 and first.stdout == "set: 6 images written\n", first.stderr
     assert sorted(path.name for path in (tmp_path / "set" / "hazy").iterdir())[0] == "1_1_0.9.png"
     assert json.loads((tmp_path / "set" / "synthesized.json").read_text())["seed"] == 3
     again = run(*arguments, "--seed=3", "--airlight=0.9,0.9", cwd=tmp_path)
-    assert again.returncode == 0 and again.stdout == "set: was whole already\n"
+    assert again.returncode == 0 and again.stdout == "set: complete already\n"
     for refused, words in (
-        ([*arguments], "was begun with other recipe and seed"),
+        ([*arguments], "was begun with another recipe and seed"),
         ([*arguments, "--beta=1"], "--beta: expected two numbers"),
         ([*arguments, "--airlight=0.5,1.5"], "--airlight: expected 0 ≤ low ≤ high ≤ 1"),
-        (["--output=x"], "--rgb and --output are needed"),
+        (["--output=x"], "give --rgb=FILES and --output=FOLDER"),
     ):
         result = run(*refused, cwd=tmp_path)
         assert result.returncode == 2 and words in result.stderr, result.stderr

@@ -36,6 +36,8 @@ def open_pictures(
             data[role],
             dataset=data.dataset if role == "train" else data[f"{role}_dataset"] or data.dataset,
             split="train" if role == "train" else "test",
+            ids=data[f"{role}_ids"],
+            frame=data.frame,
             cache=cache,
             sky=data.sky if role == "train" else 0.0,
             thorough=thorough,

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.pipeline import CropSpec, HazeSpec
+from difflid_jax.data.rgbd import FRAMES
 from difflid_jax.diffusion.blocks import GROUPS
 from difflid_jax.diffusion.schedule import NAMES as SCHEDULES
 from difflid_jax.diffusion.unet import UNetSpec
@@ -34,6 +35,9 @@ FREE_FIELDS = (
     "data.train",
     "data.validation",
     "data.test",
+    "data.train_ids",
+    "data.validation_ids",
+    "data.test_ids",
     "data.validation_dataset",
     "data.validation_source",
     "data.test_dataset",
@@ -77,6 +81,11 @@ def default() -> ConfigDict:
                 "train": "",  # folder of the training pairs
                 "validation": "",  # folder scored during training, on which the best weights are chosen
                 "test": "",  # folder scored once, at the end
+                # First and last id of the images with depth that a role uses, as in (1, 1299); () is all.
+                "train_ids": (),
+                "validation_ids": (),
+                "test_ids": (),
+                "frame": "nyu_mirrored",  # of images with depth: or 'nyu', 'whole' (data.rgbd.FRAMES)
                 # Of these two, where they differ from `dataset` and `source`.
                 "validation_dataset": "",
                 "validation_source": "",
@@ -211,6 +220,9 @@ def default_prior() -> ConfigDict:
             "data": {
                 "train": "",  # folders or tars of pictures, with commas between
                 "validation": "",  # the same, held out; '': no evaluation
+                "train_ids": (),  # first and last id of images with depth; () is all
+                "validation_ids": (),
+                "frame": "nyu_mirrored",  # of images with depth (data.rgbd.FRAMES)
                 "crop": 64,
                 "scale": (1.0, 1.0),  # pictures are first resized by a factor from this range
                 "flip": True,
@@ -441,6 +453,10 @@ def _check_common(config: ConfigDict) -> None:
     require("seed", lambda seed: 0 <= seed < 2**32, "within 0…2³²-1")
     require("data.batch_size", _positive, "at least 1")
     require("data.workers", _natural, "0 or more")
+    one_of("data.frame", *FRAMES)
+    for role in ("train", "validation", "test"):
+        if f"{role}_ids" in config.data:
+            require(f"data.{role}_ids", _is_id_span, "() or (first, last) with 0 <= first <= last")
     require("optimizer.learning_rate", _positive, "positive")
     require("optimizer.b1", _fraction, "within [0, 1)")
     require("optimizer.b2", _fraction, "within [0, 1)")
@@ -495,6 +511,11 @@ def _get(config: ConfigDict, field: str) -> Any:
 def _is_layer(layer: str) -> bool:
     part, _, index = layer.partition(":")
     return layer == "middle" or (part in ("encoder", "decoder") and index.isdecimal())
+
+
+def _is_id_span(ids: tuple) -> bool:
+    whole = all(type(number) is int for number in ids)
+    return ids == () or (len(ids) == 2 and whole and 0 <= ids[0] <= ids[1])
 
 
 def _is_span(span: str) -> bool:

@@ -14,7 +14,6 @@ so that listing a data set reads no picture. A clean picture is stored with each
 
 import contextlib
 import functools
-import hashlib
 import io
 import os
 import sys
@@ -26,6 +25,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from difflid_jax.data.files import File
+from difflid_jax.data.items import digest
 from difflid_jax.data.pairing.layouts import LAYOUTS, layout_of
 from difflid_jax.data.pairing.pairs import Pair, check_or_raise, find_parts, load_clean
 from difflid_jax.images.files import decode_image, read_header, read_image
@@ -106,7 +107,7 @@ def build(
 
 
 @dataclass(frozen=True)
-class BuiltPicture:
+class BuiltImage:
     """One picture of a built data set, by its place there: encoded on disk, decoded by `load`."""
 
     folder: Path
@@ -122,12 +123,9 @@ class BuiltPicture:
         return f"{self.folder.parent.name}/{self.split}/{self.index} ({self.role})"
 
     @property
-    def file(self) -> Path:
-        return _shard(self.folder, self.split, self.index)
-
-    @property
-    def recipe(self) -> str:
-        return f"tfds 1 {self.split} {self.index} {self.role}"
+    def key(self) -> str:
+        shard = File(_shard(self.folder, self.split, self.index))
+        return digest("tfds", shard.digest(), self.split, self.index, self.role)
 
     def shape(self) -> tuple[int, ...]:
         return self.height, self.width, 3
@@ -142,11 +140,11 @@ class BuiltPicture:
 
 def find_built(
     root: str | os.PathLike, dataset: str, split: str | None = None
-) -> list[tuple[str, BuiltPicture, BuiltPicture]]:
+) -> list[tuple[str, BuiltImage, BuiltImage]]:
     """(name, hazy, clean) of every pair of a built data set, in the order of `pairs.find_pairs`.
 
     `root`: the `data_dir` of `build`, or a folder below it down to the version. A clean picture that
-    several pairs share is the same `BuiltPicture`. A data set with a single split has it whatever is asked.
+    several pairs share is the same `BuiltImage`. A data set with a single split has it whatever is asked.
 
     Raises: FileNotFoundError or ValueError when there is no such data set or split.
     """
@@ -158,8 +156,8 @@ def find_built(
         raise ValueError(f"{folder}: no split {split!r}; it has: {', '.join(metadata)}")
     found = []
     for index, (name, height, width, first) in enumerate(metadata[split]["pairs"]):
-        hazy = BuiltPicture(folder, split, index, "hazy", height, width)
-        found.append((name, hazy, BuiltPicture(folder, split, first, "clean", height, width)))
+        hazy = BuiltImage(folder, split, index, "hazy", height, width)
+        found.append((name, hazy, BuiltImage(folder, split, first, "clean", height, width)))
     return found
 
 
@@ -224,8 +222,6 @@ def _listing(pairs: list[Pair]) -> list[list]:
 
 
 def _fingerprint(pairs: list[Pair]) -> str:
-    digest = hashlib.sha256()
-    for pair in pairs:
-        sizes = pair.hazy.stat().st_size, pair.clean.stat().st_size
-        digest.update(repr((pair.name, pair.clean.name, pair.crop, sizes)).encode())
-    return digest.hexdigest()
+    return digest(
+        *((pair.name, File(pair.hazy).digest(), File(pair.clean).digest(), pair.crop) for pair in pairs)
+    )

@@ -1,6 +1,7 @@
-"""Pictures in folders and in uncompressed tars, under one name."""
+"""Image files in folders and in uncompressed tars, behind one interface."""
 
 import functools
+import hashlib
 import io
 import os
 import tarfile
@@ -11,6 +12,9 @@ import numpy as np
 
 from difflid_jax.images.files import MAX_PIXELS, Header, decode_image, open_image, read_header, read_image
 from difflid_jax.images.formats import EXTENSIONS
+
+_HASHED_WHOLE = 1 << 20  # bytes
+_HASHED_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,19 @@ class File:
     def suffix(self) -> str:
         return Path(self.member or self.path).suffix.lower()
 
+    @property
+    def short_name(self) -> str:
+        """Folder and name: the same wherever the data set lies."""
+        return self.member or f"{self.path.parent.name}/{self.path.name}"
+
+    def digest(self) -> str:
+        """SHA-256 of size and content; beyond 1 MiB, of the first, middle and last 256 KiB.
+
+        A file is read once in a process, as long as its size and times stay.
+        """
+        status = self.path.stat()
+        return _digest(self.path, self.member, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
     def bytes(self) -> bytes:
         if self.member is None:
             return self.path.read_bytes()
@@ -41,22 +58,36 @@ class File:
             return file.read(size)
 
     def image(self) -> np.ndarray:
-        """uint8 (H,W,3); raises as `images.read_image`."""
+        """The decoded image, uint8 (H,W,3); raises as `images.read_image`."""
         return read_image(self.path) if self.member is None else decode_image(self.bytes(), self.name)
 
     def header(self) -> Header:
-        """Size and kind; raises as `images.read_header`."""
+        """Size and kind, without decoding; raises as `images.read_header`."""
         if self.member is None:
             return read_header(self.path)
         return open_image(io.BytesIO(self.bytes()), self.name, MAX_PIXELS)[1]
 
 
+@functools.cache
+def _digest(path: Path, member: str | None, size: int, *times: int) -> str:
+    start, size = (0, size) if member is None else members(path)[member]
+    offsets, length = [0], size
+    if size > _HASHED_WHOLE:
+        offsets, length = [0, (size - _HASHED_BLOCK) // 2, size - _HASHED_BLOCK], _HASHED_BLOCK
+    content = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for offset in offsets:
+            file.seek(start + offset)
+            content.update(file.read(length))
+    return content.hexdigest()
+
+
 def find_files(root: str | os.PathLike, folder: str | None = None) -> list[File]:
-    """Every picture under a folder or in a tar, in the order of the names; hidden ones are left alone.
+    """Every image under a folder or in a tar, sorted by name; hidden files are ignored.
 
-    With `folder`, only those directly in a folder of this name: `root/folder`, anywhere within a tar.
+    With `folder`, only those directly in a folder of this name: `root/folder`, or anywhere within a tar.
 
-    Raises: FileNotFoundError when there is no such path; ValueError when it is a file but no tar.
+    Raises: FileNotFoundError if there is no such path; ValueError for a file that is no tar.
     """
     root = Path(root)
     if is_tar(root):
@@ -79,11 +110,15 @@ def find_files(root: str | os.PathLike, folder: str | None = None) -> list[File]
 
 
 def is_tar(path: str | os.PathLike) -> bool:
+    """Whether `path` is a file named *.tar."""
     return Path(path).suffix.lower() == ".tar" and Path(path).is_file()
 
 
 def members(archive: Path) -> dict[str, tuple[int, int]]:
-    """Name → (offset, size) of the regular files of an uncompressed tar."""
+    """Name → (offset, size) of every regular file in an uncompressed tar.
+
+    Raises: ValueError for another kind of file, or one that is cut off.
+    """
     status = archive.stat()
     return _members(archive, status.st_size, status.st_mtime_ns)
 

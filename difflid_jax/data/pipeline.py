@@ -24,8 +24,8 @@ import numpy as np
 from absl import flags
 
 from difflid_jax.data.augment import RESIDE, Augment, CropSpec, HazeSpec, check_seed, make_hazy
-from difflid_jax.data.cache_format import cores
 from difflid_jax.data.sources import DataSet
+from difflid_jax.data.threads import cores
 
 _THREADS = max(2, min(8, cores() // 2))  # each makes whole batches
 _THREADS_OF_WORKER = 2

@@ -28,22 +28,35 @@ def open_test_set(
     dataset: str = "folders",
     *,
     source: str = "folders",
+    ids: tuple[int, int] | tuple[()] = (),
+    frame: str = "nyu_mirrored",
     haze: HazeSpec | None = None,
     allow_missing: bool = False,
 ) -> TestSet:
     """Find, check and open the test pictures of a source (see `data.sources`).
 
-    What the check found goes to standard error. `haze` (RESIDE's where it is None) is for pictures with
-    depth, which are made hazy here.
+    What the check found goes to standard error. `ids`, `frame` and `haze` (None: RESIDE's) are for images
+    with depth, which are made hazy here.
 
     Raises: ValueError where the set is not whole (unless `allow_missing`), is broken, or holds nothing;
         OSError where it is not there.
     """
-    data = open_data(source, root, dataset=dataset, split="test", allow_missing=allow_missing, thorough=True)
+    data = open_data(
+        source,
+        root,
+        ids=ids,
+        frame=frame,
+        dataset=dataset,
+        split="test",
+        allow_missing=allow_missing,
+        thorough=True,
+    )
     haze = haze or HazeSpec()
     about = {"source": source, "root": root, "dataset": dataset, "fingerprint": data.fingerprint}
     if data.report is None:
         about["summary"], left_out = f"{source} {root}".strip(), ()
+        if ids:
+            about["summary"] += f", ids {ids[0]}-{ids[1]}"
     else:
         about["summary"], left_out = data.report.summary, data.report.omitted
         if jax.process_index() == 0:

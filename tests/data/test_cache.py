@@ -1,24 +1,21 @@
-"""The decoded cache gives the decoded pixels, whatever happened to it, its builder or its source."""
+"""The decoded cache gives the decoded pixels, whatever happens to it, its builders or its source."""
 
 import errno
-import json
 import os
 import pickle
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from difflid_jax.data import cache_format
-from difflid_jax.data.cache import DecodedCache, Undecoded, fingerprint, open_cache
+from difflid_jax.data.cache import Undecoded, fingerprint, keys_of, open_cache
+from difflid_jax.data.files import File
+from difflid_jax.data.items import digest
 
 SIZES = [(20, 31), (64, 48), (17, 17), (90, 5), (33, 64), (40, 40)]
 
@@ -28,7 +25,7 @@ class Png:
     """A PNG file as an item that records its decodings."""
 
     file: Path
-    decoded: list
+    decoded: list = field(default_factory=list, compare=False)
     recipe: str = ""
     dtype: str = "uint8"
 
@@ -36,22 +33,27 @@ class Png:
     def name(self):
         return self.file.name
 
+    @property
+    def key(self):
+        return digest(File(self.file).digest(), self.recipe, self.dtype)
+
     def shape(self):
-        with Image.open(self.file) as picture:
-            return picture.height, picture.width, 3
+        with Image.open(self.file) as image:
+            return (image.height, image.width, 3)[: 2 if self.dtype == "uint16" else 3]
 
     def load(self):
         self.decoded.append(self.name)
         try:
-            with Image.open(self.file) as picture:
-                return np.asarray(picture.convert("RGB"))
+            with Image.open(self.file) as image:
+                pixels = np.asarray(image.convert("RGB"))
         except OSError as error:
             raise ValueError(f"{self.file}: {error}") from error
+        return pixels.sum(-1, dtype=np.uint16) if self.dtype == "uint16" else pixels
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six pictures of different sizes."""
+    """Six images of different sizes."""
     folder = tmp_path / "set"
     folder.mkdir()
     for i in range(len(SIZES)):
@@ -68,10 +70,18 @@ def _items(folder, **changes):
     return [Png(file, decoded, **changes) for file in sorted(folder.glob("*.png"))], decoded
 
 
+def _open_items(cache, items):
+    return open_cache(cache, items, keys_of(items, progress=False), progress=False)
+
+
 def _open(cache, folder, **changes):
-    """The opened cache and the names that were decoded for it."""
+    """The opened cache and the list of names that are decoded for it."""
     items, decoded = _items(folder, **changes)
-    return open_cache(cache, items, progress=False), sorted(decoded)
+    return _open_items(cache, items), decoded
+
+
+def _fingerprint(items):
+    return fingerprint(items, keys_of(items, progress=False))
 
 
 def _assert_right(store):
@@ -80,9 +90,10 @@ def _assert_right(store):
         np.testing.assert_array_equal(store.read(i), _pixels(i))
 
 
-def test_holds_pictures_of_different_sizes_and_reads_windows(tmp_path, folder):
+def test_whole_arrays_and_windows_are_those_of_the_files(tmp_path, folder):
     cached, _ = _open(tmp_path / "cache", folder)
     undecoded = Undecoded(_items(folder)[0], progress=False)
+    depth, _ = _open(tmp_path / "cache", folder, dtype="uint16")
     _assert_right(cached)
     _assert_right(undecoded)
     for i, (height, width) in enumerate(SIZES):
@@ -91,128 +102,87 @@ def test_holds_pictures_of_different_sizes_and_reads_windows(tmp_path, folder):
         expected = _pixels(i)[top : top + rows, left : left + columns]
         np.testing.assert_array_equal(cached.window(i, *window), expected)
         np.testing.assert_array_equal(undecoded.window(i, *window), expected)
+        np.testing.assert_array_equal(depth.window(i, *window), expected.sum(-1))
         assert cached.shape(i) == undecoded.shape(i) == (height, width, 3)
+        np.testing.assert_array_equal(np.load(cached.path(i), mmap_mode="r"), _pixels(i))  # plain .npy
+    assert not cached.window(1, 3, 5, 8, 8).flags.writeable
 
 
-def test_a_window_is_a_view_of_the_file_that_cannot_be_written(tmp_path, folder):
-    cached, _ = _open(tmp_path / "cache", folder)
-    window = cached.window(1, 3, 5, 8, 8)
-    assert not window.flags.owndata and not window.flags.writeable
-    assert window.strides == (48 * 3, 3, 1)
-
-
-def test_decodes_once_and_not_again(tmp_path, folder):
-    cache = tmp_path / "cache"
-    _, decoded = _open(cache, folder)
-    assert decoded == [f"{i}.png" for i in range(len(SIZES))]
-    again, decoded = _open(cache, folder)
+def test_decodes_once_and_shares_equal_images(tmp_path, folder):
+    shutil.copy(folder / "3.png", folder / "9.png")
+    _, decoded = _open(tmp_path / "cache", folder)
+    assert len(decoded) == len(SIZES)
+    again, decoded = _open(tmp_path / "cache", folder)
+    np.testing.assert_array_equal(again.read(6), _pixels(3))
     assert decoded == []
-    _assert_right(again)
 
 
-def test_other_dtypes_and_shapes(tmp_path, folder):
-    class Depth(Png):
-        def shape(self):
-            return super().shape()[:2]
-
-        def load(self):
-            return super().load().astype(np.uint16).sum(-1, dtype=np.uint16)
-
-    items = [Depth(folder / f"{i}.png", [], dtype="uint16") for i in range(len(SIZES))]
-    cached = open_cache(tmp_path / "cache", items, progress=False)
-    for i in range(len(SIZES)):
-        np.testing.assert_array_equal(cached.read(i), _pixels(i).sum(-1))
-
-
-@pytest.mark.parametrize("keep_times", [False, True])
-def test_a_changed_picture_makes_another_cache(tmp_path, folder, keep_times):
-    first, _ = _open(tmp_path / "cache", folder)
+@pytest.mark.parametrize("kind", ["png", "bmp"])
+def test_a_changed_image_of_equal_size_and_time_is_another(tmp_path, folder, kind):
+    """An uncompressed image keeps its length; a PNG is padded to it."""
     file = folder / "2.png"
-    times = file.stat()
-    Image.fromarray(255 - _pixels(2)).save(file, compress_level=1)
-    with open(file, "ab") as stream:  # equal sizes must not hide the change
-        stream.write(b"\0" * max(0, times.st_size - file.stat().st_size))
-    if keep_times:
-        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    second, decoded = _open(tmp_path / "cache", folder)
-    assert "2.png" in decoded and second.folder != first.folder
-    np.testing.assert_array_equal(second.read(2), 255 - _pixels(2))
+    if kind == "bmp":
+        Image.fromarray(_pixels(2)).save(file, "bmp")
+    else:
+        file.write_bytes(file.read_bytes() + bytes(200))
+    before, times = _fingerprint(_items(folder)[0]), file.stat()
+    _open(tmp_path / "cache", folder)
+    Image.fromarray(255 - _pixels(2)).save(file, kind)
+    file.write_bytes(file.read_bytes().ljust(times.st_size, b"\0"))
+    assert file.stat().st_size == times.st_size
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed, decoded = _open(tmp_path / "cache", folder)
+    assert decoded == ["2.png"]
+    np.testing.assert_array_equal(changed.read(2), 255 - _pixels(2))
+    assert _fingerprint(_items(folder)[0]) != before
 
 
-def test_another_recipe_or_selection_makes_another_cache(tmp_path, folder):
-    first, _ = _open(tmp_path / "cache", folder)
-    second, _ = _open(tmp_path / "cache", folder, recipe="crop")
-    (folder / "5.png").unlink()
-    third, _ = _open(tmp_path / "cache", folder)
-    assert len({first.folder, second.folder, third.folder}) == 3 and len(third) == 5
-
-
-def test_a_touched_or_moved_data_set_uses_the_same_cache(tmp_path, folder):
-    first, _ = _open(tmp_path / "cache", folder)
-    before = fingerprint(_items(folder)[0])
+def test_the_fingerprint_follows_content_recipe_and_selection_and_not_the_place(tmp_path, folder):
+    items, _ = _items(folder)
+    whole = _fingerprint(items)
+    assert len({whole, _fingerprint(items[:-1]), _fingerprint(_items(folder, recipe="crop")[0])}) == 3
+    _open(tmp_path / "cache", folder)
     moved = folder.rename(tmp_path / "elsewhere")
     for file in moved.iterdir():
         file.touch()
-    second, decoded = _open(tmp_path / "cache", moved)
-    assert decoded == [] and second.folder == first.folder
-    assert fingerprint(_items(moved)[0]) == before
+    assert _fingerprint(_items(moved)[0]) == whole
+    assert _open(tmp_path / "cache", moved)[1] == []
+    assert len(_open(tmp_path / "cache", moved, recipe="crop")[1]) == len(SIZES)
 
 
-def test_the_fingerprint_tells_sets_apart(folder):
-    def take(items):
-        return fingerprint(items)
+def test_a_large_file_is_hashed_by_its_size_start_middle_and_end(tmp_path):
+    content = bytearray(3 << 20)
+    seen = set()
+    for place in (None, 0, len(content) // 2, -1):
+        if place is not None:
+            content[place] ^= 1
+        (tmp_path / "large").write_bytes(content)
+        seen.add(File(tmp_path / "large").digest())
+    (tmp_path / "large").write_bytes(content + b"\0")
+    assert len(seen | {File(tmp_path / "large").digest()}) == 5
 
-    items = _items(folder)[0]
-    whole = take(items)
-    assert take(items[:-1]) != whole
-    assert take(_items(folder, recipe="crop")[0]) != whole
-    with open(folder / "0.png", "ab") as file:
-        file.write(b"\0")
-    assert take(items) != whole
 
-
-@pytest.mark.parametrize("place", [0, 1000, -1])
-def test_a_damaged_picture_is_found_and_decoded_again(tmp_path, folder, place, capsys):
-    first, _ = _open(tmp_path / "cache", folder)
-    file = first.folder / "images.bin"
+@pytest.mark.parametrize(
+    "damage", ["first byte", "middle", "checksum", "truncated", "empty", "header", "gone"]
+)
+def test_a_damaged_entry_is_decoded_again(tmp_path, folder, damage):
+    file = Path(_open(tmp_path / "cache", folder)[0].path(1))
     data = bytearray(file.read_bytes())
-    data[place] ^= 1
-    file.write_bytes(data)
-    repaired, decoded = _open(tmp_path / "cache", folder)
-    assert len(decoded) == 1
-    _assert_right(repaired)
-    assert "damaged" in capsys.readouterr().err
-    assert _open(tmp_path / "cache", folder)[1] == []
-
-
-@pytest.mark.parametrize("damage", ["truncated", "no images", "no index", "bad index", "other index"])
-def test_a_broken_cache_is_built_again(tmp_path, folder, damage):
-    place = _open(tmp_path / "cache", folder)[0].folder
-    index = place / "index.json"
-    if damage == "truncated":
-        os.truncate(place / "images.bin", 1000)
-    elif damage == "no images":
-        (place / "images.bin").unlink()
-    elif damage == "no index":
-        index.unlink()
-    elif damage == "bad index":
-        index.write_text(index.read_text()[:-9])
+    if damage == "gone":
+        file.unlink()
+    elif damage in ("truncated", "empty"):
+        file.write_bytes(data[: 5000 if damage == "truncated" else 0])
     else:
-        changed = json.loads(index.read_text())
-        changed["items"][0]["offset"] = 64
-        index.write_text(json.dumps(changed))
+        data[{"first byte": 128, "middle": 5000, "checksum": -1, "header": 70}[damage]] ^= 1
+        file.write_bytes(data)
+    repaired, decoded = _open(tmp_path / "cache", folder)
+    _assert_right(repaired)
+    assert decoded == ["1.png"]
     _assert_right(_open(tmp_path / "cache", folder)[0])
+    assert decoded == ["1.png"]
 
 
-def test_a_cache_copied_elsewhere_is_verified_and_used(tmp_path, folder):
-    _open(tmp_path / "cache", folder)
-    shutil.copytree(tmp_path / "cache", tmp_path / "copy")
-    copied, decoded = _open(tmp_path / "copy", folder)
-    assert decoded == []
-    _assert_right(copied)
-
-
-def test_an_interrupted_build_goes_on(tmp_path, folder):
+def test_an_interrupted_build_keeps_what_it_finished(tmp_path, folder):
     items, _ = _items(folder)
 
     class Interrupted(Png):
@@ -220,142 +190,78 @@ def test_an_interrupted_build_goes_on(tmp_path, folder):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_cache(tmp_path / "cache", [*items[:-1], Interrupted(items[-1].file, [])], progress=False)
-    journal = next((tmp_path / "cache").glob("*.building")) / "journal.txt"
-    finished = {int(line.split()[0]) for line in journal.read_text().splitlines()}
+        _open_items(tmp_path / "cache", [*items[:-1], Interrupted(items[-1].file)])
+    finished = len(list((tmp_path / "cache").rglob("*.npy")))
     cached, decoded = _open(tmp_path / "cache", folder)
-    assert decoded == [f"{i}.png" for i in range(len(SIZES)) if i not in finished]
+    assert len(decoded) == len(SIZES) - finished
     _assert_right(cached)
 
 
-_SLOW_BUILD = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import test_cache
-from difflid_jax.data import cache_format
-from difflid_jax.data.cache import open_cache
-class Slow(test_cache.Png):
-    def load(self):
-        if self.name >= "4":
-            sys.stdout.write("waiting\\n")
-            sys.stdout.flush()
-            time.sleep(60)
-        return super().load()
-files = sorted(Path({folder!r}).glob("*.png"))
-open_cache({cache!r}, [Slow(file, []) for file in files], progress=False)
-"""
+def test_builders_at_the_same_time_do_not_disturb_each_other(tmp_path, folder):
+    found, start = [], threading.Barrier(4)
 
+    def build():
+        start.wait()
+        found.append(_open(tmp_path / "cache", folder)[0])
 
-def test_a_killed_build_goes_on(tmp_path, folder):
-    code = _SLOW_BUILD.format(
-        tests=str(Path(__file__).parent), folder=str(folder), cache=str(tmp_path / "cache")
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        journal = next((tmp_path / "cache").glob("*.building")) / "journal.txt"
-        while len(journal.read_text().splitlines()) < 4:
-            pass
-        process.send_signal(signal.SIGKILL)
-    with open(journal, "a") as file:
-        file.write("4 12345\n5 1")  # claims that the checksums must refute
-    cached, decoded = _open(tmp_path / "cache", folder)
-    assert decoded == ["4.png", "5.png"]
-    _assert_right(cached)
-
-
-def test_processes_that_want_the_same_cache_build_it_once(tmp_path, folder):
-    items, decoded = _items(folder)
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(open_cache(tmp_path / "cache", items, progress=False)))
-        for _ in range(4)
-    ]
+    threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4 and len(decoded) == len(SIZES)
+    assert len(found) == 4
     for cached in found:
         _assert_right(cached)
+    assert len(list((tmp_path / "cache").rglob("*.*"))) == len(SIZES)  # no temporary file is left
 
 
-def test_every_corrupt_picture_is_named_and_nothing_is_left(tmp_path, folder):
+def test_bad_images_are_named(tmp_path, folder):
     for name in ("1.png", "4.png"):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"2 pictures cannot be read: .*1\.png.*4\.png|4\.png.*1\.png"):
-        _open(tmp_path / "run" / "cache", folder)
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"2 images cannot be read: .*1\.png.*4\.png|4\.png.*1\.png"):
+        _open(tmp_path / "cache", folder)
 
-
-def test_a_picture_unlike_its_header_is_refused(tmp_path, folder):
     class Lying(Png):
         def shape(self):
             return 8, 8, 3
 
     with pytest.raises(ValueError, match=r"0\.png: decoded to uint8 of shape \(20, 31, 3\).*\(8, 8, 3\)"):
-        open_cache(tmp_path / "cache", [Lying(folder / "0.png", [])], progress=False)
+        _open_items(tmp_path / "other", [Lying(folder / "0.png")])
+    with pytest.raises(ValueError, match="no images"):
+        _open_items(tmp_path / "none", [])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_full_disk_is_known_before_decoding(tmp_path, folder, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     items, decoded = _items(folder)
-    with pytest.raises(OSError, match=r"need 2\.46e-05 GB, 1e-07 GB are free.*--config.data.cache") as caught:
-        open_cache(tmp_path / "cache", items, progress=False)
+    with pytest.raises(OSError, match=r"need 2\.44e-05 GB, 1e-07 GB are free.*--config.data.cache") as caught:
+        _open_items(tmp_path / "cache", items)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "cache")
-    assert decoded == [] and not (tmp_path / "cache").exists()
+    assert decoded == []
 
 
-def test_a_disk_that_refuses_the_room_is_known_before_decoding(tmp_path, folder):
-    items, decoded = _items(folder)
+def test_a_disk_that_refuses_to_write_is_named(tmp_path, folder):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError, match="cannot be kept here"):
-            open_cache(tmp_path / "cache", items, progress=False)
+        with pytest.raises(OSError, match="cannot be kept here") as caught:
+            _open(tmp_path / "cache", folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert decoded == [] and not (tmp_path / "cache").exists()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, folder):
+    assert caught.value.filename == str(tmp_path / "cache")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"the decoded cache cannot be kept here.*'off'"):
         _open(tmp_path / "file" / "cache", folder)
 
 
-def test_a_finished_cache_that_cannot_be_written_is_used(tmp_path, folder, monkeypatch):
-    _open(tmp_path / "cache", folder)
-    for file in folder.iterdir():
-        file.touch()
-
-    def refuse(path, text):
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
-
-    monkeypatch.setattr(cache_format, "write_text", refuse)
-    cached, decoded = _open(tmp_path / "cache", folder)
-    assert decoded == []
-    _assert_right(cached)
-
-
-def test_a_disk_that_cannot_reserve_room_is_used_all_the_same(tmp_path, folder, monkeypatch):
-    def refuse(*arguments):
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
-    _assert_right(_open(tmp_path / "cache", folder)[0])
-
-
-def test_no_pictures(tmp_path):
-    with pytest.raises(ValueError, match="no pictures"):
-        open_cache(tmp_path / "cache", [], progress=False)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_is_reopened_in_another_process(tmp_path, folder):
+def test_is_reopened_in_another_process_and_keeps_no_file_open(tmp_path, folder):
     cached, _ = _open(tmp_path / "cache", folder)
+    before = len(os.listdir("/proc/self/fd"))
     copied = pickle.loads(pickle.dumps(cached))
-    assert isinstance(copied, DecodedCache)
     _assert_right(copied)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with open("/proc/self/maps") as maps:
+        assert ".npy" not in maps.read()

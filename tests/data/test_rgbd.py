@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from difflid_jax.data.files import File, find_files
 from difflid_jax.data.haze import scatter
-from difflid_jax.data.rgbd import Frame, depth_size, find_scenes, has_depth, read_depth
+from difflid_jax.data.rgbd import Frame, depth_size, find_scenes, has_depth, parse_ids, read_depth
 from difflid_jax.images.files import read_image
 
 WHOLE = Frame(mirrored=False, crop=None, first_id=0)
@@ -53,27 +53,23 @@ def test_folder_and_tar_give_the_same_in_the_order_of_the_numbers(scenes):
 
 
 def test_ids_count_from_one_where_files_count_from_zero(scenes):
-    assert [s.rgb.stem for s in find_scenes(scenes, "3-5+11")] == ["2", "3", "4", "10"]
-    assert [s.rgb.stem for s in find_scenes(scenes, "3", first_id=0)] == ["3"]
+    assert [s.rgb.stem for s in find_scenes(scenes, (3, 5))] == ["2", "3", "4"]
+    assert [s.rgb.stem for s in find_scenes(scenes, (3, 3), first_id=0)] == ["3"]
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        ("5-20", "8 of the 16 ids 5-20 are not there, first 13"),
-        ("5-3", "must look like"),
-        ("a", "must look like"),
-    ],
-)
-def test_bad_ids(scenes, ids, message):
-    with pytest.raises(ValueError, match=message):
-        find_scenes(scenes, ids)
+def test_bad_ids_are_named(scenes):
+    assert parse_ids("5-20") == (5, 20) and parse_ids("7") == (7, 7) and parse_ids("") == ()
+    with pytest.raises(ValueError, match=r"8 of the 16 ids 5-20 do not exist, first 13 \(found: 1-12\)"):
+        find_scenes(scenes, (5, 20))
+    for text in ("5-3", "a", "1+2"):
+        with pytest.raises(ValueError, match="must look like"):
+            parse_ids(text)
 
 
 def test_a_missing_partner_is_named(scenes):
     (scenes / "depth" / "7.png").unlink()
     for root in (scenes, _tar(scenes)):
-        with pytest.raises(ValueError, match=r"1 pictures without a partner .* first '7'"):
+        with pytest.raises(ValueError, match=r"1 images without a partner .* first '7'"):
             find_scenes(root)
 
 
@@ -81,7 +77,7 @@ def test_what_is_no_set_of_scenes(tmp_path):
     with pytest.raises(FileNotFoundError):
         find_scenes(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="expected rgb/ and depth/ with pictures, found 0 and 0"):
+    with pytest.raises(ValueError, match="expected rgb/ and depth/ with images, found 0 and 0"):
         find_scenes(tmp_path / "empty")
     (tmp_path / "broken.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match="no readable uncompressed tar"):
@@ -153,7 +149,7 @@ def test_bad_depth_is_named(tmp_path, wrong):
 def test_haze_from_nyu_depth_is_reside_s(shared):
     """Four files of ITS, their β fitted: over 55.7 dB, where the steps of 8 bits reach 54.6."""
     sample = shared / "data" / "its_sample"
-    for scene in find_scenes(shared / "data" / "nyu_v2_labelled_train.tar", "1-2"):
+    for scene in find_scenes(shared / "data" / "nyu_v2_labelled_train.tar", (1, 2)):
         depth = read_depth(scene.depth, Frame()) / np.float32(65535)
         clean = read_image(sample / "gt" / f"{scene.name}.png")
         assert np.abs(Frame().apply(scene.rgb.image()).astype(int) - clean).mean() < 3  # JPEG against PNG

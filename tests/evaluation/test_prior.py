@@ -44,7 +44,7 @@ def scenes(tmp_path_factory):
         clean[:, 12:] += 250
         Image.fromarray(clean).save(folder / "rgb" / f"{number}.png")
         Image.fromarray(np.full((20, 24), 200, np.uint8)).save(folder / "depth" / f"{number}.png")
-    return f"{folder}#whole"
+    return str(folder)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def features():
 
 
 def test_pairs_are_whole_scenes_with_haze_of_the_beta_that_is_told(scenes):
-    hazy, clean, beta = measures.make_pairs(open_data("rgbd", scenes), 8, seed=3)
+    hazy, clean, beta = measures.make_pairs(open_data("rgbd", scenes, frame="whole"), 8, seed=3)
     assert hazy.shape == clean.shape == (6, 8, 8, 3) and len(set(beta)) == 6
     assert clean[:, :, :3].max() < -0.94 and clean[:, :, 5:].min() > 0.94
     # I = J·t + A(1 − t): contrast shrinks by t = exp(−β), as all lies at the greatest depth.
@@ -109,7 +109,14 @@ def test_beta_is_read_where_it_is_and_not_elsewhere(features):
 
 def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, SCRIPT, f"--weights={weights}", f"--scenes={scenes}", f"--output={output}"]
+    command = [
+        sys.executable,
+        SCRIPT,
+        f"--weights={weights}",
+        f"--scenes={scenes}",
+        "--frame=whole",
+        f"--output={output}",
+    ]
     command += ["--side=8", "--times=0,500,999", "--samples=5", "--steps=2", "--limit=5"]
 
     def run(*more):
@@ -146,7 +153,7 @@ def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp
 @pytest.mark.slow
 def test_the_shipped_prior_knows_scenes_and_sees_haze(shared):
     """On 20 validation scenes: partners are nearer than strangers at t = 0, haze shows at t = 500."""
-    data = open_data("rgbd", shared / "data" / "nyu_v2_labelled_train.tar#1300-1319")
+    data = open_data("rgbd", shared / "data" / "nyu_v2_labelled_train.tar", ids=(1300, 1319))
     pairs = measures.make_pairs(data, 64, seed=0)
     h = measures.h_spaces(load_prior("photos64"), pairs, (0, 500), seed=0)
     within, between = measures.distances(h[0])
