@@ -1,7 +1,7 @@
 """The paper's features: the bottleneck of a frozen diffusion U-Net at two timesteps (Sec. 4.1–4.2).
 
-At t₁ = 0 the h-space holds the content, at t₂ = 500 the haze. Both come from one pass of a batch of 2B
-through the encoder and the middle block; the decoder, more than half of the work, is not run.
+At t₁ = 0 the h-space holds the content, at t₂ = 500 the haze. Both come from one pass of 2B images through
+the encoder and the middle block; the decoder, more than half of the work, is not run.
 
 Timesteps: t = 0 means x_0 = x, without noise, and timestep 0 for the U-Net (the paper's x_0); t ≥ 1 means
 x_t of Eq. 2 with ᾱ = alphas_cumprod[t], counted from 0. The released code adds the noise of step 0 at t = 0,
@@ -85,11 +85,13 @@ def h_space(
         clean = t == 0 and not spec.noise_at_zero
         noisy.append(x if clean else schedule.sample_noisy(x, step, noise))
         steps.append(step)
-    labels = None if unet.spec.num_classes is None else jnp.zeros(2 * x.shape[0], jnp.int32)
-    batch, times = jnp.concatenate(noisy), jnp.concatenate(steps)
-    h = unet.layers(batch, times, labels, wanted=[spec.layer])[spec.layer]
-    h_content, h_haze = jnp.split(jax.lax.stop_gradient(h), 2)
-    return h_content, h_haze
+    # Interleaved: a batch that is split over devices stays so, and nothing moves between them.
+    both = 2 * x.shape[0]
+    batch, times = (jnp.stack(pair, 1).reshape(both, *pair[0].shape[1:]) for pair in (noisy, steps))
+    labels = None if unet.spec.num_classes is None else jnp.zeros(both, jnp.int32)
+    h = jax.lax.stop_gradient(unet.layers(batch, times, labels, wanted=[spec.layer])[spec.layer])
+    h = h.reshape(x.shape[0], 2, *h.shape[1:])
+    return h[:, 0], h[:, 1]
 
 
 def feature_channels(unet: UNet, spec: HSpaceSpec) -> int:
