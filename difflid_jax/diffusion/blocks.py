@@ -66,10 +66,19 @@ def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, kernel_init=_uniform_fan_in, dtype=dtype, rngs=rngs)
 
 
-def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """32 groups, eps 1e-5, computed and returned in float32."""
+def group_norm(channels: int, *, of, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """32 groups, eps 1e-5, computed and returned in float32, for inputs of dtype `of`.
+
+    The variance of bfloat16 inputs is E[x²] − E[x]², which reads them once. Its error in float32 is far below
+    that of the inputs, which have 8 bits.
+    """
     return nnx.GroupNorm(
-        channels, num_groups=GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
+        channels,
+        num_groups=GROUPS,
+        epsilon=1e-5,
+        use_fast_variance=jnp.dtype(of) == jnp.bfloat16,
+        dtype=jnp.float32,
+        rngs=rngs,
     )
 
 
@@ -127,10 +136,10 @@ class ResBlock(nnx.Module):
         self.dropout = dropout
         self.resample = resample
         self.dtype = dtype
-        self.in_norm = group_norm(inputs, rngs=rngs)
+        self.in_norm = group_norm(inputs, of=dtype, rngs=rngs)
         self.in_conv = conv(inputs, outputs, 3, dtype=dtype, rngs=rngs)
         self.emb_proj = linear(emb_channels, 2 * outputs if scale_shift else outputs, dtype=dtype, rngs=rngs)
-        self.out_norm = group_norm(outputs, rngs=rngs)
+        self.out_norm = group_norm(outputs, of=dtype, rngs=rngs)
         self.out_conv = conv(outputs, outputs, 3, zero=True, dtype=dtype, rngs=rngs)
         self.skip_conv = None if inputs == outputs else conv(inputs, outputs, 1, dtype=dtype, rngs=rngs)
 
@@ -169,7 +178,7 @@ class AttentionBlock(nnx.Module):
         self.heads = heads
         self.new_order = new_order
         self.dtype = dtype
-        self.norm = group_norm(channels, rngs=rngs)
+        self.norm = group_norm(channels, of=dtype, rngs=rngs)
         self.qkv = linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
         self.proj = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 

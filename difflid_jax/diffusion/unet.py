@@ -187,7 +187,7 @@ class UNet(nnx.Module):
                     )
                     rate //= 2
                 self.output_blocks.append(nnx.List(layers))
-        self.out_norm = blocks.group_norm(channels, rngs=rngs)
+        self.out_norm = blocks.group_norm(channels, of=dtype, rngs=rngs)
         self.out_conv = blocks.conv(first, spec.out_channels, 3, zero=True, **float32)
 
     def embed(self, t: jax.Array, y: jax.Array | None = None) -> jax.Array:

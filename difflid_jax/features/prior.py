@@ -23,7 +23,8 @@ def load_prior(name_or_folder: str | os.PathLike, *, part: str = "encoder", dtyp
     """The prior `name_or_folder` (weights of kind "unet"), with compute in `dtype`.
 
     part="encoder" takes time embedding, encoder and middle block, all that the h-space needs; "all" needs
-    weights converted or trained with the decoder. Parameters keep float32.
+    weights converted or trained with the decoder. Parameters have
+    the types that their layers compute in (`in_compute_dtype`).
     Raises ValueError for weights of another kind or architecture, and for a decoder that is not there.
     """
     weights = store.read(name_or_folder, "unet")
@@ -47,10 +48,24 @@ def load_prior(name_or_folder: str | os.PathLike, *, part: str = "encoder", dtyp
         tensors = {k: v for k, v in tensors.items() if not k.startswith(("output_blocks.", "out_"))}
     unet = nnx.eval_shape(lambda: UNet(spec, part=part, dtype=dtype, rngs=nnx.Rngs(0)))
     store.fill(unet, tensors, where=str(weights.path), dtype=jnp.float32)
+    in_compute_dtype(unet)
     return Prior(unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps), weights.sha256)
 
 
 def random_prior(spec: UNetSpec, seed: int, *, part: str = "encoder", dtype=jnp.float32) -> Prior:
     """A prior of architecture `spec` with random weights: the control that knows nothing of photographs."""
     unet = UNet(spec, part=part, dtype=dtype, rngs=nnx.Rngs(seed))
+    in_compute_dtype(unet)
     return Prior(unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps), f"random:{seed}")
+
+
+def in_compute_dtype(unet: UNet) -> None:
+    """Cast the weights of a frozen `unet` in place to the types that its layers compute in.
+
+    A layer would cast them at every call, to the same numbers: in bfloat16 this saves half of the memory and,
+    on a GPU, a kernel per array. Normalisation and time embedding compute in float32 and keep it.
+    """
+    for _, module in nnx.iter_modules(unet):
+        if isinstance(module, nnx.Conv | nnx.Linear):
+            for param in (module.kernel, module.bias):
+                param.set_value(jnp.asarray(param.get_value(), module.dtype))
