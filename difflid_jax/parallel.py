@@ -91,19 +91,18 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda array: _put(array, replicated(mesh)), tree)
 
 
+def frozen_sharding(mesh: Mesh, array: Any, *, fsdp: bool) -> NamedSharding:
+    """Where an array of the frozen network lies: on all devices, or split along its longest divisible axis."""
+    axes = [axis for axis, length in enumerate(array.shape) if length and length % mesh.size == 0]
+    if not fsdp or not axes:
+        return replicated(mesh)
+    longest = max(axes, key=lambda axis: array.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+
+
 def place_frozen(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
-    """The frozen network: on every device, or each array split along its longest divisible axis."""
-    if not fsdp:
-        return replicate(mesh, tree)
-
-    def sharding(array) -> NamedSharding:
-        axes = [axis for axis, length in enumerate(array.shape) if length % mesh.size == 0 and length > 0]
-        if not axes:
-            return replicated(mesh)
-        longest = max(axes, key=lambda axis: array.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
-
-    return jax.tree.map(lambda array: _put(array, sharding(array)), tree)
+    """The frozen network on the devices of `mesh`, as `frozen_sharding` says."""
+    return jax.tree.map(lambda array: _put(array, frozen_sharding(mesh, array, fsdp=fsdp)), tree)
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
