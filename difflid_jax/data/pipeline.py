@@ -1,16 +1,17 @@
-"""From pictures to batches: seeded crops, haze made on the fly, batches by process, resumable.
+"""From images to batches: seeded crops, haze made on the fly, batches by process, resumable.
 
     elements ─ crop, flip (random by seed, element and epoch) ─ shuffle ─ repeat ─ batch ─ this process's part
 
-The chain is a Grain `MapDataset`: what batch n holds depends on the seed and n alone, not on threads,
-workers or the number of processes. So the state of an iterator is one number, and a run goes on bit for bit.
+The chain is a Grain `MapDataset`: batch n depends on the seed and n alone, not on threads, workers or the
+number of processes. So the state of an iterator is one number, and a resumed run continues bit for bit.
 
 Batches are uint8 NHWC: a quarter of float32's bytes to the device, and haze made on the fly is rounded to
-8 bits as the files of RESIDE are. `signed` brings them to the networks' [-1,1] inside the compiled step.
+8 bits like RESIDE's files. `signed` converts them to the networks' [-1,1] inside the compiled step.
 """
 
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import threading
 from collections import deque
@@ -28,8 +29,11 @@ from difflid_jax.data.sources import DataSet
 from difflid_jax.data.threads import cores
 
 _THREADS = max(2, min(8, cores() // 2))  # each makes whole batches
+_EPOCHS = 10**9  # endless, but lengths and slices must fit in 64 bits
 _THREADS_OF_WORKER = 2
 _ON_DEVICE = 2  # batches sent ahead to the device
+_PER_WORKER = 2  # batches that a worker prepares ahead
+_SHARED_MEMORY = "/dev/shm"
 _WORKER_PATIENCE = 5.0  # seconds between a SIGTERM and the end of a worker
 _AUGMENTATION = 0x6A09E667  # keeps the augmentation's random numbers apart from the shuffle's
 
@@ -37,7 +41,7 @@ _AUGMENTATION = 0x6A09E667  # keeps the augmentation's random numbers apart from
 class _Shuffled(grain.MapDataset):
     """The elements of each epoch in an order drawn from (seed, epoch).
 
-    In place of Grain's `shuffle`, which spends half a millisecond on an index of a small data set.
+    Replaces Grain's `shuffle`, which takes half a millisecond per index of a small data set.
     """
 
     def __init__(self, parent: grain.MapDataset, seed: int):
@@ -65,14 +69,14 @@ class _Shuffled(grain.MapDataset):
 
 
 class Batches:
-    """An endless iterator of batches; `get_state`/`set_state` continue it exactly.
+    """An endless iterator of batches; `get_state` and `set_state` resume it exactly.
 
-    Batch n of all processes together is the elements n·B … (n+1)·B of the shuffled epochs one after the
-    other, so every element is seen once before any is seen again. This process's part is contiguous.
+    Batch n of all processes together is the elements n·B … (n+1)·B of the shuffled epochs in sequence, so
+    every element is seen once before any is seen again. This process's part is contiguous.
 
-    Batches are dicts of uint8 (B,size,size,3): {'hazy', 'clean'}, or {'image'} for a data set of pictures
-    alone. With `sharding` they are jax Arrays of the global batch, sent ahead of time; without, numpy arrays
-    of this process's part.
+    Batches are dicts of uint8 (B,size,size,3): {'hazy', 'clean'}, or {'image'} for a data set of images
+    alone. With `sharding` they are jax Arrays of the global batch, sent ahead of time; otherwise numpy
+    arrays of this process's part.
     """
 
     def __init__(
@@ -90,8 +94,8 @@ class Batches:
     ):
         """`batch_size` counts over all processes.
 
-        Raises: ValueError for a batch that does not divide over the processes, or a picture smaller than
-            the crop (the first is named).
+        Raises: ValueError for a batch that does not divide over the processes, or an image smaller than the
+            crop (the first is named); OSError if shared memory is too small for the workers.
         """
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(
@@ -102,8 +106,11 @@ class Batches:
         _check_fits(data, crop.size)
         chain = grain.MapDataset.range(len(data))
         chain = chain.random_map(Augment(data, crop, haze), seed=seed ^ _AUGMENTATION)
-        chain = _Shuffled(chain, seed).repeat()
-        self._chain = chain.batch(batch_size // process_count, batch_fn=_stack)
+        chain = _Shuffled(chain, seed).repeat(_EPOCHS)
+        size = batch_size // process_count
+        if workers:
+            _check_shared_memory(workers, size * crop.size**2 * 3 * (1 if data.kind == "images" else 2))
+        self._chain = chain.batch(size, batch_fn=_stack)
         self._part, self._parts = process_index, process_count
         self._fingerprint = data.fingerprint
         self._workers = workers
@@ -119,37 +126,37 @@ class Batches:
         if self._iterator is None:
             self._start()
         if self._sharding is None:
-            batch = next(self._iterator)
+            batch = self._receive()
         else:
             while len(self._ahead) < 1 + _ON_DEVICE:
-                self._ahead.append(self._send(next(self._iterator)))
+                self._ahead.append(self._send(self._receive()))
             batch = self._ahead.popleft()
         self._next += 1
         return batch
 
     def make(self, number: int) -> dict[str, np.ndarray]:
-        """This process's part of batch `number`, made at once by the calling thread; the iterator stays."""
+        """This process's part of batch `number`, made by the calling thread; the iterator is unaffected."""
         return self._chain[number * self._parts + self._part]
 
     def get_state(self) -> dict[str, int | str]:
-        """What `set_state` needs; plain values for JSON. What was made ahead does not count as taken."""
+        """The input of `set_state`, plain values for JSON. Batches made ahead do not count as taken."""
         return {"next_batch": self._next, "data": self._fingerprint}
 
     def set_state(self, state: dict[str, int | str]) -> None:
-        """Go on as the iterator that gave `state` would have; workers and processes may differ.
+        """Continue as the iterator that returned `state` would; workers and processes may differ.
 
-        Raises: ValueError when the data set is another one.
+        Raises: ValueError for another data set.
         """
         if state["data"] != self._fingerprint:
             raise ValueError(
-                "the data set is not the one of the checkpoint (other pictures, names or sizes), so the run "
-                "cannot go on as it was; restore the data set, or start anew in another workdir"
+                "the data set is not that of the checkpoint (images, names or their preparation differ), so "
+                "the run cannot be resumed; restore the data set, or start a new run in another workdir"
             )
         self.close()
         self._next = int(state["next_batch"])
 
     def close(self) -> None:
-        """End threads and worker processes; the next batch starts them anew."""
+        """End threads and worker processes; the next batch starts them again."""
         if self._iterator is not None:
             self._iterator.close()
         self._iterator = None
@@ -161,9 +168,23 @@ class Batches:
         if self._workers:
             if not flags.FLAGS.is_parsed():  # Grain's workers read their own; a program's are parsed by now
                 flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+            options = grain.MultiprocessingOptions(
+                num_workers=self._workers, per_worker_buffer_size=_PER_WORKER
+            )
             dataset = dataset.mp_prefetch(options, _prepare_worker)
         self._iterator = iter(dataset)
+
+    def _receive(self) -> dict[str, np.ndarray]:
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            message = (
+                f"an input worker died ({' '.join(str(error).split())}); exit code -7 means that "
+                f"{_SHARED_MEMORY} is full, -9 that memory ran out: give fewer --config.data.workers, or 0"
+            )
+            raise OSError(message) from error
 
     def _send(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {
@@ -174,11 +195,11 @@ class Batches:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whole pictures in a fixed order, each exactly once over all processes.
+    """Whole images in a fixed order, each exactly once over all processes.
 
-    Iterating gives {'name', 'index', 'hazy', 'clean'}, the pictures uint8 (H,W,3) of their own sizes, and
-    indexing gives any of them, whichever process it is for. Haze made on the fly depends on (haze.seed,
-    index) alone. `limit` > 0 takes only the first so many pictures.
+    Iteration yields {'name', 'index', 'hazy', 'clean'}, images uint8 (H,W,3) of their own sizes; indexing
+    returns any of them, in any process. Haze made on the fly depends on (haze.seed, index) alone. `limit` > 0
+    uses only that many images.
     """
 
     data: DataSet
@@ -189,11 +210,11 @@ class Evaluation:
 
     def __post_init__(self):
         if self.data.kind == "images":
-            raise ValueError("pictures without a hazy or a depth partner cannot be scored")
+            raise ValueError("images without a hazy or a depth partner cannot be scored")
 
     @property
     def total(self) -> int:
-        """Pictures over all processes."""
+        """The number of images over all processes."""
         return min(self.limit, len(self.data)) if self.limit else len(self.data)
 
     def __len__(self) -> int:
@@ -211,9 +232,9 @@ class Evaluation:
             iterator.close()
 
     def _chain(self) -> grain.MapDataset:
-        return grain.MapDataset.range(self.total).random_map(self._picture, seed=self.haze.seed)
+        return grain.MapDataset.range(self.total).random_map(self._image, seed=self.haze.seed)
 
-    def _picture(self, element: int, rng: np.random.Generator) -> dict:
+    def _image(self, element: int, rng: np.random.Generator) -> dict:
         first, second = (self.data.store.read(position) for position in self.data.elements[element])
         if self.data.kind == "pairs":
             pair = {"hazy": first, "clean": second}
@@ -223,7 +244,7 @@ class Evaluation:
 
 
 def signed(images: jax.Array) -> jax.Array:
-    """uint8 of 0…255 → float32 of [-1,1], for use inside a compiled step."""
+    """uint8 in 0…255 → float32 in [-1,1], for use inside a compiled step."""
     return (2 * images.astype(jnp.float32) - 255) / 255  # in this order 255 gives 1, compiled or not
 
 
@@ -232,10 +253,10 @@ def _reading(threads: int) -> grain.ReadOptions:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """A worker leaves signals to the program that started it, and ends with it however that ends."""
+    """Let a worker ignore signals meant for its program, and end when that ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A SIGTERM to the whole job must not take the batches away while the program saves; one from the
-    # program itself, at its exit, must not be ignored for ever.
+    # After a SIGTERM to the whole job the program still needs batches while it saves; but one that the
+    # program itself sends at its exit must not be ignored for ever.
     signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_WORKER_PATIENCE, os._exit, (0,)).start())
 
     def follow() -> None:
@@ -254,8 +275,22 @@ def _check_fits(data: DataSet, size: int) -> None:
     if small:
         name, (height, width, *_) = small[0]
         raise ValueError(
-            f"the crop of {size}×{size} is larger than {len(small)} of {len(data)} pictures, first {name} "
-            f"(height {height}, width {width}); choose a smaller crop or leave these pictures out"
+            f"the crop of {size}×{size} is larger than {len(small)} of {len(data)} images, first {name} "
+            f"(height {height}, width {width}); choose a smaller crop or remove these images"
+        )
+
+
+def _check_shared_memory(workers: int, batch: int) -> None:
+    """Refuse workers whose batches, of `batch` bytes, do not fit where processes exchange them."""
+    if not os.path.isdir(_SHARED_MEMORY):
+        return
+    needed = workers * (_PER_WORKER + 2) * batch  # two more: one being written, one being read
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if needed > free:
+        raise OSError(
+            f"{_SHARED_MEMORY} has {free / 1e6:.0f} MB free, and the batches of {workers} workers take "
+            f"{needed / 1e6:.0f} MB: give --config.data.workers=0 or fewer, or enlarge it (docker run "
+            "--shm-size=2g)"
         )
 
 

@@ -1,13 +1,16 @@
 """Batches depend on the seed and their number alone; partners agree; nothing is seen twice or left out."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -132,12 +135,38 @@ def test_processes_share_each_batch(count):
     _equal(whole, together)
 
 
-def test_worker_processes_change_nothing():
+def test_worker_processes_change_nothing_and_their_death_is_one_line():
     data = _data("depth")
     state = {"next_batch": 3, "data": data.fingerprint}
-    with_workers = Batches(data, CROP, 4, workers=2)
-    with_workers.set_state(state)
-    _equal(_take(with_workers, 5), _take(Batches(data, CROP, 4), 8)[3:])
+    batches = Batches(data, CROP, 4, workers=2)
+    batches.set_state(state)
+    _equal([next(batches) for _ in range(5)], _take(Batches(data, CROP, 4), 8)[3:])
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(OSError, match=r"an input worker died .* -9 .*--config\.data\.workers"):
+        _take(batches, 20)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (2, 2)])
+def test_one_element_is_a_batch(size, count):
+    data = _data("pairs")
+    singles = [
+        _take(Batches(data, CROP, size, process_index=i, process_count=count), 3) for i in range(count)
+    ]
+    together = [np.concatenate([part[n]["hazy"] for part in singles]) for n in range(3)]
+    (whole,) = _take(Batches(data, CROP, 3 * size), 1)
+    np.testing.assert_array_equal(np.concatenate(together), whole["hazy"])
+    later = Batches(data, CROP, size)
+    later.set_state({"next_batch": 10**6, "data": data.fingerprint})
+    assert len(_take(later, 1)[0]["hazy"]) == size
+
+
+def test_shared_memory_too_small_for_the_workers_is_named_at_once(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64_000_000))
+    batches = Batches(_data("pairs"), CROP, 4, workers=2)
+    batches.close()
+    with pytest.raises(OSError, match=r"/dev/shm has 64 MB free.* 8 workers take 79 MB.*workers=0"):
+        Batches(_data("pairs"), CROP, 1600, workers=8)
 
 
 _WITH_WORKERS = """
@@ -216,7 +245,7 @@ def test_a_state_can_be_set_in_the_middle_and_on_other_processes():
 
 def test_the_state_of_another_data_set_is_refused():
     state = Batches(_data("pairs", 6), CROP, 4).get_state()
-    with pytest.raises(ValueError, match="data set is not the one of the checkpoint"):
+    with pytest.raises(ValueError, match="data set is not that of the checkpoint"):
         Batches(_data("pairs"), CROP, 4).set_state(state)
 
 
@@ -383,7 +412,7 @@ def test_evaluation_haze_follows_its_seed():
 def test_the_whole_picture_may_be_the_crop_but_not_less():
     _take(Batches(_data("pairs"), CropSpec(24), 4), 1)
     with pytest.raises(
-        ValueError, match=r"crop of 25×25 is larger than 2 of 7 pictures, first 0 \(height 24, width 33\)"
+        ValueError, match=r"crop of 25×25 is larger than 2 of 7 images, first 0 \(height 24, width 33\)"
     ):
         Batches(_data("pairs"), CropSpec(25), 4)
 
