@@ -64,8 +64,8 @@ def diffusion_loss(graph: nnx.GraphDef, schedule: Schedule, variance_weight: flo
     def loss(params, frozen, batch, key):
         x0 = signed(batch["image"])
         for_t, for_noise, for_dropout = jax.random.split(key, 3)
-        t = jax.random.randint(for_t, (len(x0),), 0, schedule.steps)
-        noise = jax.random.normal(for_noise, x0.shape)
+        t = jax.random.randint(for_t, (len(x0),), 0, schedule.steps, jnp.int32)
+        noise = jax.random.normal(for_noise, x0.shape, jnp.float32)
         x_t = schedule.sample_noisy(x0, t, noise)
         output = nnx.merge(graph, params)(x_t, t, key=for_dropout if drops else None)
         simple, bound = hybrid_loss(schedule, x0, x_t, t, noise, output)

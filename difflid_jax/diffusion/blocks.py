@@ -159,7 +159,7 @@ class ResBlock(nnx.Module):
             h = self.out_norm(h + shift)
         h = nnx.silu(h).astype(self.dtype)
         if key is not None and self.dropout > 0:
-            keep = jax.random.bernoulli(key, 1 - self.dropout, h.shape)
+            keep = jax.random.bernoulli(key, jnp.float32(1 - self.dropout), h.shape)
             h = jnp.where(keep, h / (1 - self.dropout), 0)
         h = self.out_conv(h)
         return (x if self.skip_conv is None else self.skip_conv(x)) + h

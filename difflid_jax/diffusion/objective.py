@@ -43,7 +43,7 @@ def loss_by_time(graph: nnx.GraphDef, schedule: Schedule) -> Callable[..., Itera
     @jax.jit
     def loss(parameters, x0, t, key):
         unet = nnx.merge(graph, parameters)
-        noise, times = jax.random.normal(key, x0.shape), jnp.full(len(x0), t)
+        noise, times = jax.random.normal(key, x0.shape, jnp.float32), jnp.full(len(x0), t)
         labels = None if unet.spec.num_classes is None else jnp.zeros(len(x0), jnp.int32)
         output = unet(schedule.sample_noisy(x0, times, noise), times, labels)
         return simple_loss(split_output(output)[0], noise).mean()

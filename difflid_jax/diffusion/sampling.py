@@ -100,7 +100,7 @@ class Sampler:
 
         def draw(keys: jax.Array, number: jax.Array, sides: tuple[int, ...]) -> jax.Array:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            return jax.vmap(lambda key: jax.random.normal(key, sides))(keys)
+            return jax.vmap(lambda key: jax.random.normal(key, sides, jnp.float32))(keys)
 
         # The parameters are an argument: closed over, they would become constants of the compiled program.
         @partial(jax.jit, donate_argnums=1)

@@ -106,7 +106,7 @@ def image_space(pairs: Pairs, schedule: Schedule, t: int, seed: int) -> np.ndarr
     """The pictures x_t that the prior is shown, as features, float32 (2,N,pixels)."""
     x = np.concatenate([pairs.hazy, pairs.clean])
     if t > 0:
-        noise = jax.random.normal(jax.random.key(seed), x.shape)
+        noise = jax.random.normal(jax.random.key(seed), x.shape, jnp.float32)
         x = schedule.sample_noisy(x, jnp.full(len(x), t), noise)
     return np.asarray(x).reshape(2, len(pairs.clean), -1)
 

@@ -78,10 +78,10 @@ def h_space(
     if spec.side:
         x = at_side(x, spec.side)
     each = jnp.arange(x.shape[0])
-    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:]))(each)
+    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], jnp.float32))(each)
     noisy, steps = [], []
     for t in spec.times:
-        step = jnp.full(x.shape[0], t)
+        step = jnp.full(x.shape[0], t, jnp.int32)
         clean = t == 0 and not spec.noise_at_zero
         noisy.append(x if clean else schedule.sample_noisy(x, step, noise))
         steps.append(step)

@@ -24,7 +24,7 @@ def release_features(
 
     def noise(t):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, t), i))(jnp.arange(batch))
-        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
+        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], jnp.float32))(keys)
 
     x = x.astype(jnp.float32)
     noisy = [schedule.sample_noisy(x, jnp.full(batch, t), noise(t)) for t in times]
