@@ -26,12 +26,13 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from difflid_jax import parallel as mesh
 from difflid_jax.backbones.inception import load_inception
 from difflid_jax.cli import UsageError, run, use_compilation_cache
-from difflid_jax.config import schema
+from difflid_jax.config import experiment as experiments
+from difflid_jax.config.experiment import Experiment
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.evaluation import tables as report
 from difflid_jax.evaluation.methods import METHODS, Method, load_methods
@@ -83,13 +84,13 @@ def score(options: flags.FlagValues) -> int:
     """Score what the flags ask for, print the table, write the files; the exit status."""
     _check_combination(options)
     mesh.join_processes(options.multihost)
-    config = _config(options)
+    experiment = _experiment(options)
     methods = _methods(options)
     lpips = None if options.lpips == "none" else Lpips(options.lpips)
     inception = load_inception(options.fid) if options.fid else None
     output = _output(options)
-    test = _test_set(options, config)
-    protocol = options.protocol or (config.evaluation.protocol if config else "paper")
+    test = _test_set(options, experiment)
+    protocol = options.protocol or (experiment.evaluation.protocol if experiment else "paper")
     scored = [
         (
             method,
@@ -126,31 +127,29 @@ def _check_combination(options: flags.FlagValues) -> None:
         raise UsageError("no pictures to score: give --workdir, --data, or --hazy and --clean (see --help)")
 
 
-def _config(options: flags.FlagValues) -> ConfigDict | None:
-    """The config given, or that of the run, or None; checked either way."""
-    config = options.config
-    if config is None and options.workdir:
+def _experiment(options: flags.FlagValues) -> Experiment | None:
+    """The experiment given by --config, or that of the run, or None."""
+    experiment = None if options.config is None else experiments.resolve(options.config)
+    if experiment is None and options.workdir:
         path = Path(options.workdir) / "config.json"
         if not path.is_file():
             raise UsageError(
                 f"{path}: not found; --workdir names the folder of a training run (or give --config too)"
             )
         try:
-            config = schema.from_json(path.read_text())
+            experiment = experiments.read_experiment(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path}: expected the config of a training run, found {error}") from error
-    if config is None:
+    if experiment is None:
         return None
-    schema.check(config)
-    source = config.data.test_source or config.data.source
-    if not (config.data.test or source == "photographs" or options.data or options.clean):
+    if not (experiment.test.is_given or options.data or options.clean):
         raise UsageError(
             "the config names no test set: give --config.data.test=PATH with --config, or --data"
         )
-    return config
+    return experiment
 
 
-def _test_set(options: flags.FlagValues, config: ConfigDict | None) -> TestSet:
+def _test_set(options: flags.FlagValues, experiment: Experiment | None) -> TestSet:
     missing = options.allow_missing
     if options.restored:
         return open_restored(options.hazy, options.clean, options.restored, allow_missing=missing)
@@ -159,12 +158,12 @@ def _test_set(options: flags.FlagValues, config: ConfigDict | None) -> TestSet:
     if options.data:
         return open_test_set(options.data, options.dataset, allow_missing=missing)
     return open_test_set(
-        config.data.test,
-        config.data.test_dataset or config.data.dataset,
-        source=config.data.test_source or config.data.source,
-        ids=config.data.test_ids,
-        frame=config.data.frame,
-        haze=schema.haze_spec(config),
+        experiment.test.root,
+        experiment.test.dataset,
+        source=experiment.test.source,
+        ids=experiment.test.ids,
+        frame=experiment.test.frame,
+        haze=experiment.haze,
         allow_missing=missing,
     )
 

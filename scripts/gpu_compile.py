@@ -34,11 +34,12 @@ from absl import flags
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from difflid_jax import parallel
 from difflid_jax.cli import UsageError, run
-from difflid_jax.config import schema
+from difflid_jax.config import experiment as experiments
+from difflid_jax.config.experiment import Experiment
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -53,13 +54,13 @@ _ROOT = Path(__file__).resolve().parents[1]
 _TARGETS = _ROOT / "scripts" / "gpu_targets"
 
 
-def compile_step(config: ConfigDict, target: str, devices: int) -> jax.stages.Compiled:
-    """The step of a checked config, compiled for `devices` of the GPUs described by the text `target`."""
+def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stages.Compiled:
+    """The step of an experiment, compiled for `devices` of the GPUs described by the text `target`."""
     mesh = gpu_mesh(target, devices)
-    parallel.check_batch_size(mesh, config.data.batch_size)
-    unet_spec, spec = _prior_spec(config), schema.h_space_spec(config)
+    parallel.check_batch_size(mesh, experiment.batch_size)
+    unet_spec, spec, dtype = _prior_spec(experiment), experiment.features.h_space, experiment.features.dtype
     # "auto" would look at this machine, which has no GPU.
-    dtype = jnp.dtype("bfloat16" if config.features.dtype == "auto" else config.features.dtype)
+    dtype = jnp.dtype("bfloat16" if dtype == "auto" else dtype)
 
     def prior() -> UNet:
         unet = UNet(unet_spec, part=spec.part, dtype=dtype, rngs=nnx.Rngs(0))
@@ -69,13 +70,13 @@ def compile_step(config: ConfigDict, target: str, devices: int) -> jax.stages.Co
     unet = nnx.eval_shape(prior)
     schedule = Schedule.named(unet_spec.noise_schedule, unet_spec.diffusion_steps)
     unet_graph, frozen = nnx.split(unet)
-    network_spec = schema.network_spec(config, feature_channels(unet, spec))
+    network_spec = experiment.network_on(feature_channels(unet, spec))
 
     def network() -> DiffLI2D:
-        return DiffLI2D(network_spec, dtype=jnp.dtype(config.network.dtype), rngs=nnx.Rngs(0))
+        return DiffLI2D(network_spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(0))
 
     graph = nnx.graphdef(nnx.eval_shape(network))
-    optimizer = schema.optimizer_spec(config, 13_990)
+    optimizer = experiment.optimizer(13_990)
     state = jax.eval_shape(lambda: initial_state(nnx.state(network()), optimizer, 0))
 
     def features(frozen, x, key):
@@ -86,12 +87,12 @@ def compile_step(config: ConfigDict, target: str, devices: int) -> jax.stages.Co
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), tree)
 
     replicated = parallel.replicated(mesh)
-    size = config.data.crop
-    batch = jax.ShapeDtypeStruct((config.data.batch_size, size, size, 3), jnp.uint8)
+    size = experiment.crop.size
+    batch = jax.ShapeDtypeStruct((experiment.batch_size, size, size, 3), jnp.uint8)
     step = make_step(restoration_loss(graph, features), optimizer)
     lowered = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(
         shaped(state, lambda x: replicated),
-        shaped(frozen, lambda x: parallel.frozen_sharding(mesh, x, fsdp=config.training.fsdp)),
+        shaped(frozen, lambda x: parallel.frozen_sharding(mesh, x, fsdp=experiment.fsdp)),
         shaped({"hazy": batch, "clean": batch}, lambda x: parallel.batch_sharded(mesh)),
     )
     return lowered.compile()
@@ -108,12 +109,12 @@ def gpu_mesh(target: str, devices: int) -> Mesh:
     return parallel.make_mesh(topology.devices)
 
 
-def _prior_spec(config: ConfigDict) -> UNetSpec:
-    if config.features.kind != "h_space":
-        raise UsageError(f"config.features.kind: expected 'h_space', found {config.features.kind!r}")
-    if not config.prior:
+def _prior_spec(experiment: Experiment) -> UNetSpec:
+    if experiment.features.kind != "h_space":
+        raise UsageError(f"config.features.kind: expected 'h_space', found {experiment.features.kind!r}")
+    if not experiment.prior:
         return PRESETS["256x256_diffusion_uncond"]
-    return UNetSpec.from_dict(store.read_metadata(config.prior)["architecture"])
+    return UNetSpec.from_dict(store.read_metadata(experiment.prior)["architecture"])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -123,8 +124,8 @@ def main(argv: Sequence[str]) -> None:
     config = options.config
     config.data.batch_size = options.batch or config.data.batch_size
     config.data.crop = options.crop or config.data.crop
-    schema.check(config)
-    compiled = compile_step(config, (_TARGETS / f"{options.target}.txtpb").read_text(), options.devices)
+    experiment = experiments.resolve(config)
+    compiled = compile_step(experiment, (_TARGETS / f"{options.target}.txtpb").read_text(), options.devices)
     if options.hlo:
         Path(options.hlo).write_text(compiled.as_text())
     print(

@@ -19,6 +19,7 @@ prior and a small network, it runs on a CPU too, to try the script itself.
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -29,7 +30,9 @@ from flax import nnx
 
 from difflid_jax import parallel
 from difflid_jax.cli import UsageError, run, use_compilation_cache
-from difflid_jax.config import experiment, schema
+from difflid_jax.config import experiment as experiments
+from difflid_jax.config import inputs, schema
+from difflid_jax.config.experiment import Experiment
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.network.difflid import DiffLI2D
 from difflid_jax.training.loss import restoration_loss
@@ -53,7 +56,7 @@ def _benchmark(name: str):
     return module
 
 
-def paper_config(tiny: bool):
+def paper_experiment(tiny: bool) -> Experiment:
     """configs/sots.py on the photographs that packages carry; `tiny` is for trying the script."""
     config = schema.default()
     config.prior, config.data.source = "", "photographs"
@@ -61,23 +64,21 @@ def paper_config(tiny: bool):
         config.prior, config.features.dtype = "photos64", "bfloat16"
         config.data.crop, config.data.batch_size = 32, 2 * jax.device_count()
         config.network.preset, config.network.widths = "", (8, 16)
-    schema.check(config)
-    return config
+    return experiments.resolve(config)
 
 
 class Checks:
     """The three checks, on one random prior and one stream of batches."""
 
-    def __init__(self, config, preset: str, benchmark):
+    def __init__(self, experiment: Experiment, preset: str, benchmark):
         self.mesh = parallel.make_mesh()
-        self.config = config
-        exact = config.copy_and_resolve_references()
-        exact.features.dtype = "float32"
-        self.features, self.exact = (benchmark.features_of(c, preset) for c in (config, exact))
+        self.experiment = experiment
+        exact = replace(experiment, features=replace(experiment.features, dtype="float32"))
+        self.features, self.exact = (benchmark.features_of(e, preset) for e in (experiment, exact))
         self.frozen = parallel.replicate(self.mesh, self.features.frozen)
-        spec = schema.network_spec(config, self.features.channels)
+        spec = experiment.network_on(self.features.channels)
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
-        optimizer = schema.optimizer_spec(config, 13_990)
+        optimizer = experiment.optimizer(13_990)
         self.start = jax.jit(
             lambda: initial_state(nnx.state(DiffLI2D(spec, rngs=nnx.Rngs(0))), optimizer, seed=0)
         )
@@ -86,10 +87,10 @@ class Checks:
 
     def batches(self) -> Batches:
         return Batches(
-            experiment.open_pictures(self.config, "train"),
-            schema.crop_spec(self.config),
-            self.config.data.batch_size,
-            haze=schema.haze_spec(self.config),
+            inputs.open_images(self.experiment.train),
+            self.experiment.crop,
+            self.experiment.batch_size,
+            haze=self.experiment.haze,
             sharding=parallel.batch_sharded(self.mesh),
         )
 
@@ -182,9 +183,9 @@ def main(argv: Sequence[str]) -> int:
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     benchmark = _benchmark("train")
-    preset, config = "256x256_diffusion_uncond", paper_config(options.tiny)
+    preset, experiment = "256x256_diffusion_uncond", paper_experiment(options.tiny)
     device = jax.devices()[0].device_kind
-    prior = config.prior or f"{preset} with random weights"
+    prior = experiment.prior or f"{preset} with random weights"
     lines = [
         f"# {jax.device_count()} × {device}",
         "",
@@ -197,22 +198,21 @@ def main(argv: Sequence[str]) -> int:
         lines.extend(more)
         output.write_text("\n".join(lines) + "\n")
 
-    checked = Checks(config, preset, benchmark).run()
+    checked = Checks(experiment, preset, benchmark).run()
     rows = [f"| {name} | {'yes' if holds else '**no**'} | {figure} |" for name, holds, figure in checked]
     report("| check | holds | figure |", "|---|---|---|", *rows)
     both_times = _benchmark("hspace")
     h_space = both_times.measure(
-        weights=config.prior,
+        weights=experiment.prior,
         preset=preset,
-        size=config.data.crop,
-        batch=config.data.batch_size,
+        size=experiment.crop.size,
+        batch=experiment.batch_size,
         turns=options.steps,
     )
     report("", "## h-space at both timesteps", "", "```", both_times.table(h_space), "```")
     seconds = {}
     for dtype in ("float32", "bfloat16"):
-        config.network.dtype = dtype
-        measured = benchmark.measure(config, preset, options.steps)
+        measured = benchmark.measure(replace(experiment, network_dtype=dtype), preset, options.steps)
         report("", f"## Step of configs/sots.py, network in {dtype}", "", benchmark.table(measured))
         seconds[dtype] = measured.in_loop
     report("", "## Aimed at on an H200", "", *_aims(h_space, seconds, benchmark.PAPER_STEPS))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from convert_weights.peers import convert
 from difflid_jax import evaluate as program
-from difflid_jax.config import schema
+from difflid_jax.config import identity, schema
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.evaluation.methods import load_methods
 from difflid_jax.features.h_space import HSpaceSpec
@@ -85,14 +85,14 @@ def workdir(tmp_path_factory, drawn) -> Path:
     config = schema.default()
     config.evaluation.protocol = "uint8"
     config.data.dataset = "folders"
-    (folder / "config.json").write_text(schema.to_json(config))
+    (folder / "config.json").write_text(identity.to_json(config.to_dict()))
     return folder
 
 
 def test_a_run_is_scored_with_its_own_weights_config_and_protocol(folders, workdir, capsys):
-    config = schema.from_json((workdir / "config.json").read_text())
+    config = identity.from_json((workdir / "config.json").read_text(), {})
     config.data.test = str(folders)
-    (workdir / "config.json").write_text(schema.to_json(config))
+    (workdir / "config.json").write_text(identity.to_json(config.to_dict()))
     assert run(f"--workdir={workdir}", "--lpips=none") == 0
     written = json.loads((workdir / "evaluation" / "scores.json").read_text())
     restorer = load_restorer(workdir)
@@ -116,10 +116,10 @@ def test_a_run_is_scored_with_its_own_weights_config_and_protocol(folders, workd
 
 def test_a_run_without_a_test_set_or_with_a_damaged_config_is_refused(workdir, tmp_path):
     config = schema.default()
-    (tmp_path / "config.json").write_text(schema.to_json(config))
+    (tmp_path / "config.json").write_text(identity.to_json(config.to_dict()))
     with pytest.raises(program.UsageError, match=r"config\.data\.test"):
         run(f"--workdir={tmp_path}", f"--weights={workdir}", "--method=identity")
-    for text in ("no JSON", "[]", schema.to_json(config).replace("seed", "sed")):
+    for text in ("no JSON", "[]", identity.to_json(config.to_dict()).replace("seed", "sed")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config"):
             run(f"--workdir={tmp_path}", "--method=identity")

@@ -1,108 +1,250 @@
-"""What a checked config names, opened: pictures and the frozen feature network.
+"""From a ConfigDict to one frozen experiment: the specs that the rooms take, resolved once.
 
-Errors are ValueErrors that name the field; nothing is written but the decoded cache, where one is asked for.
+`resolve` and `resolve_prior` are the only code that reads the fields of a ConfigDict; programs receive what
+they return. Errors are ValueErrors that name the field, as in "config.data.crop: expected …, found …".
 """
 
-from pathlib import Path
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from difflid_jax.cli import one_line
-from difflid_jax.config import schema
-from difflid_jax.data.pipeline import Evaluation
-from difflid_jax.data.sources import DataSet, open_data
-from difflid_jax.features.build import FrozenFeatures, build_features
-from difflid_jax.metrics.fidelity import GAUSSIAN_SIZE
-from difflid_jax.metrics.lpips import LEAST_SIDE
+from difflid_jax.config import checks, identity, schema
+from difflid_jax.data.augment import RESIDE, CropSpec, HazeSpec
+from difflid_jax.data.pairing.layouts import LAYOUTS
+from difflid_jax.data.rgbd import FRAMES
+from difflid_jax.diffusion.unet import UNetSpec
+from difflid_jax.features.h_space import HSpaceSpec
+from difflid_jax.network.difflid import PRESETS, NetworkSpec
+from difflid_jax.training.spec import RunSpec
+from difflid_jax.training.validation import EvaluationSpec
 
-_NO_PRIOR = (
-    "config.prior is not given: it names the frozen diffusion model. The paper's is OpenAI's "
-    "256x256_diffusion_uncond.pt (https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
-    "256x256_diffusion_uncond.pt): fetch it, convert it with `python -m convert_weights.openai_ddpm`, and "
-    "give --config.prior=FOLDER; --config.prior=photos64 takes the small one that ships with the package"
-)
+SOURCES = ("folders", "tfds", "photographs", "rgbd")
+FEATURES = ("h_space", "vgg16", "resnet50", "release")
+_DTYPES = ("float32", "bfloat16")
 
-
-def open_pictures(
-    config: ConfigDict, role: str, cache: str | Path = "off", *, thorough: bool = False
-) -> DataSet:
-    """The pictures of a role: 'train', 'validation', 'test'; `thorough` decodes each once, to be sure."""
-    data = config.data
-    try:
-        return open_data(
-            source_of(config, role),
-            data[role],
-            dataset=data.dataset if role == "train" else data[f"{role}_dataset"] or data.dataset,
-            split="train" if role == "train" else "test",
-            ids=data[f"{role}_ids"],
-            frame=data.frame,
-            cache=cache,
-            sky=data.sky if role == "train" else 0.0,
-            thorough=thorough,
-            progress=jax.process_index() == 0,
-        )
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"config.data.{role}: {one_line(error)}") from error
+_VARIANTS = {  # Table 2
+    "full": ("cim", "hae"),
+    "without_cim": ("self_attention", "hae"),
+    "without_hae": ("cim", "self_attention"),
+    "baseline": ("self_attention", "self_attention"),
+}
 
 
-def open_evaluation(config: ConfigDict, role: str) -> Evaluation | None:
-    """This process's share of the pictures to score in a role; None where the config names none.
+@dataclass(frozen=True)
+class Source:
+    """Where the images of a role ('train', 'validation', 'test') come from, see `data.sources.open_data`."""
 
-    The photographs that installed packages carry need no path; they have no part for validation.
-    """
-    if not config.data[role] and not (role == "test" and source_of(config, role) == "photographs"):
-        return None
-    pictures = open_pictures(config, role, thorough=True)
-    _check_large_enough(config, role, pictures)
-    return Evaluation(
-        pictures,
-        schema.haze_spec(config),
-        limit=config.evaluation.limit if role == "validation" else 0,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    role: str
+    source: str
+    root: str
+    ids: tuple[int, ...]
+    frame: str
+    dataset: str = "folders"
+    sky: float = 0.0
 
-
-def compute_dtype(config: ConfigDict) -> jnp.dtype:
-    """Of the frozen network: bfloat16 on GPU and TPU, float32 on CPU, where the config leaves it open."""
-    name = config.features.dtype
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
-def open_features(config: ConfigDict) -> FrozenFeatures:
-    """The frozen map that the config names, with its weights."""
-    section = config.features
-    if not config.prior and section.kind != "vgg16":
-        raise ValueError(_NO_PRIOR)
-    try:
-        return build_features(
-            section.kind,
-            config.prior,
-            schema.h_space_spec(config),
-            dtype=compute_dtype(config),
-            random_seed=config.seed if section.random else None,
-        )
-    except FileNotFoundError as error:
-        raise ValueError(f"config.prior: {error}") from error
-
-
-def _check_large_enough(config: ConfigDict, role: str, pictures: DataSet) -> None:
-    """Refuse, before a long run, pictures on which a score cannot be computed."""
-    least = LEAST_SIDE["alex"] if config.evaluation.lpips else GAUSSIAN_SIZE
-    for name, positions in zip(pictures.names, pictures.elements, strict=True):
-        height, width = pictures.store.shape(positions[0])[:2]
-        if min(height, width) < least:
+    def __post_init__(self):
+        ids = self.ids
+        if ids and (len(ids) != 2 or not all(type(i) is int for i in ids) or not 0 <= ids[0] <= ids[1]):
             raise ValueError(
-                f"config.data.{role}: {name} is {width}×{height}, and its scores need sides of at least "
-                f"{least}; leave it out"
-                + (" or the LPIPS (config.evaluation.lpips=False)" if config.evaluation.lpips else "")
+                f"data.{self.role}_ids: expected () or (first, last) with 0 ≤ first ≤ last, found {ids}"
             )
+        _one_of("data.frame", self.frame, FRAMES)
+        if self.sky != 0 and not 1 <= self.sky <= 1000:
+            raise ValueError(f"data.sky: expected 0, or 1 to 1000, found {self.sky}")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is something to open; the photographs of installed packages need no path."""
+        return bool(self.root) or (self.source == "photographs" and self.role != "validation")
 
 
-def source_of(config: ConfigDict, role: str) -> str:
-    """Where the pictures of a role come from, one of `data.sources.SOURCES`."""
-    return config.data.source if role == "train" else config.data[f"{role}_source"] or config.data.source
+@dataclass(frozen=True)
+class FeaturesSpec:
+    """The frozen features: their kind, what is read of a U-Net, and in which precision.
+
+    random: the control, a U-Net with random weights. noise_seed: of the noise at evaluation.
+    """
+
+    kind: str
+    h_space: HSpaceSpec
+    dtype: str
+    random: bool
+    noise_seed: int
+
+    def __post_init__(self):
+        _one_of("features.kind", self.kind, FEATURES)
+        _one_of("features.dtype", self.dtype, ("auto", *_DTYPES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(RunSpec):
+    """The training of a restorer."""
+
+    prior: str
+    train: Source
+    validation: Source
+    test: Source
+    features: FeaturesSpec
+    network: NetworkSpec
+    network_dtype: str
+    preset: str  # of the network's widths, '' for none
+    evaluation: EvaluationSpec
+
+    def network_on(self, feature_channels: int) -> NetworkSpec:
+        """The network for features of so many channels."""
+        return replace(self.network, feature_channels=feature_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorExperiment(RunSpec):
+    """The training of a diffusion prior.
+
+    variance_weight: of the bound that trains the variance. batches: number of held-out batches whose loss is
+    measured. sample_steps: of the samples that each evaluation draws.
+    """
+
+    train: Source
+    validation: Source
+    unet: UNetSpec
+    dtype: str
+    variance_weight: float
+    batches: int
+    sample_steps: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        _one_of("dtype", self.dtype, _DTYPES)
+        heads = self.unet.num_head_channels
+        if heads < 1 or any(self.unet.model_channels * m % heads for m in self.unet.channel_mult):
+            raise ValueError(
+                "unet.num_head_channels: expected a divisor of the channels of every level, found "
+                f"{self.unet.num_head_channels}"
+            )
+        for field, value, lowest, highest in (
+            ("variance_weight", self.variance_weight, 0, 1e6),
+            ("evaluation.batches", self.batches, 1, 10**6),
+            ("evaluation.sample_steps", self.sample_steps, 1, self.unet.diffusion_steps),
+        ):
+            if not lowest <= value <= highest:
+                raise ValueError(f"{field}: expected {lowest} to {highest:g}, found {value}")
+
+
+def resolve(config: ConfigDict) -> Experiment:
+    """The experiment of a config with the fields of `schema.default`."""
+    checks.check_fields(config, schema.default())
+    data, features, network = config.data, config.features, config.network
+    with _naming_the_config():
+        _one_of("data.source", data.source, SOURCES)
+        _one_of("data.dataset", data.dataset, LAYOUTS)
+        for role in ("validation", "test"):
+            _one_of(f"data.{role}_source", data[f"{role}_source"], ("", *SOURCES))
+            _one_of(f"data.{role}_dataset", data[f"{role}_dataset"], ("", *LAYOUTS))
+        _one_of("network.preset", network.preset, ("", *PRESETS))
+        _one_of("network.variant", network.variant, ("", *_VARIANTS))
+        _one_of("network.dtype", network.dtype, _DTYPES)
+        content, haze = _VARIANTS.get(network.variant, (network.content, network.haze))
+        experiment = Experiment(
+            **_run_fields(config, schema.default()),
+            haze=HazeSpec(**data.haze.to_dict()),
+            prior=config.prior,
+            train=Source(
+                "train", data.source, data.train, data.train_ids, data.frame, data.dataset, data.sky
+            ),
+            **{
+                role: Source(
+                    role,
+                    data[f"{role}_source"] or data.source,
+                    data[role],
+                    data[f"{role}_ids"],
+                    data.frame,
+                    data[f"{role}_dataset"] or data.dataset,
+                )
+                for role in ("validation", "test")
+            },
+            features=FeaturesSpec(
+                kind=features.kind,
+                h_space=HSpaceSpec(
+                    times=features.times,
+                    layer=features.layer,
+                    noise_at_zero=features.noise_at_zero,
+                    side=features.side,
+                ),
+                dtype=features.dtype,
+                random=features.random,
+                noise_seed=features.noise_seed,
+            ),
+            network=NetworkSpec(
+                widths=PRESETS.get(network.preset, network.widths),
+                heads=network.heads,
+                content=content,
+                haze=haze,
+            ),
+            network_dtype=network.dtype,
+            preset=network.preset,
+            evaluation=EvaluationSpec(**config.evaluation.to_dict()),
+        )
+    checks.check_effects(config)
+    return experiment
+
+
+def resolve_prior(config: ConfigDict) -> PriorExperiment:
+    """The experiment of a config with the fields of `schema.default_prior`."""
+    checks.check_fields(config, schema.default_prior())
+    data = config.data
+    with _naming_the_config():
+        experiment = PriorExperiment(
+            **_run_fields(config, schema.default_prior()),
+            haze=RESIDE,
+            train=Source("train", "images", data.train, data.train_ids, data.frame),
+            validation=Source("validation", "images", data.validation, data.validation_ids, data.frame),
+            unet=UNetSpec(**config.unet.to_dict()),
+            dtype=config.dtype,
+            variance_weight=config.variance_weight,
+            batches=config.evaluation.batches,
+            sample_steps=config.evaluation.sample_steps,
+        )
+    checks.check_prior_effects(config)
+    return experiment
+
+
+def read_experiment(text: str) -> Experiment:
+    """The experiment of a run from the text of its config.json. Raises ValueError if it is none."""
+    return resolve(identity.from_json(text, schema.default().to_dict()))
+
+
+def _run_fields(config: ConfigDict, reference: ConfigDict) -> dict:
+    """The fields of a `RunSpec`, but for the haze."""
+    fields, training = config.to_dict(), config.training.to_dict()
+    optimizer = config.optimizer.to_dict()
+    defaults = reference.to_dict()
+    return {
+        "fields": fields,
+        "fingerprint": identity.fingerprint(fields),
+        "differences": lambda text: identity.differences(fields, identity.read_json(text), defaults),
+        "seed": config.seed,
+        "init": config.init,
+        "crop": CropSpec(size=config.data.crop, flip=config.data.flip, scale=config.data.scale),
+        "batch_size": config.data.batch_size,
+        "workers": config.data.workers,
+        "cache": config.data.cache,
+        "halve_every_epochs": optimizer.pop("halve_every_epochs"),
+        "optimizer_fields": optimizer,
+        **{name: training.pop(name) for name in ("epochs", "steps", "keep", "fsdp", "tensorboard")},
+        "loop_fields": training,
+    }
+
+
+def _one_of(field: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{field}: expected one of {', '.join(map(repr, choices))}, found {value!r}")
+
+
+@contextlib.contextmanager
+def _naming_the_config() -> Iterator[None]:
+    """Let the errors of the specs, which name a field, name it as the command line does."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.{error}") from error

@@ -50,19 +50,23 @@ class HazeSpec:
         for name, low in (("airlight", 0.0), ("beta", 0.0), ("gamma", 1e-3), ("light", 1e-3)):
             span = getattr(self, name)
             if len(span) != 2 or not low <= span[0] <= span[1]:
-                raise ValueError(f"haze.{name} must be two numbers {low:g} <= low <= high, not {span!r}")
-        check_seed(self.seed)
+                raise ValueError(
+                    f"data.haze.{name}: expected two numbers {low:g} ≤ low ≤ high, found {span!r}"
+                )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"data.haze.seed: expected 0 to 2³²−1, found {self.seed}")
         for name in ("airlight", "light"):
             if getattr(self, name)[1] > 1:
-                raise ValueError(f"haze.{name} must be within [0, 1], not {getattr(self, name)!r}")
+                raise ValueError(f"data.haze.{name}: expected at most 1, found {getattr(self, name)!r}")
         for name in ("clean", "white"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"haze.{name} must be a share in [0, 1], not {getattr(self, name)!r}")
-        if not 0 <= self.tint < 1 or not 0 <= self.noise < 1:
-            raise ValueError(f"haze.tint and haze.noise must be in [0, 1), not {self.tint!r}, {self.noise!r}")
+                raise ValueError(f"data.haze.{name}: expected 0 to 1, found {getattr(self, name)!r}")
+        for name in ("tint", "noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"data.haze.{name}: expected 0 ≤ {name} < 1, found {getattr(self, name)!r}")
         if self.jpeg and (len(self.jpeg) != 2 or not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100):
             raise ValueError(
-                f"haze.jpeg must be () or two qualities 1 <= low <= high <= 100, not {self.jpeg!r}"
+                f"data.haze.jpeg: expected () or two qualities 1 ≤ low ≤ high ≤ 100, found {self.jpeg!r}"
             )
 
 
@@ -84,9 +88,9 @@ class CropSpec:
 
     def __post_init__(self):
         if self.size < 1:
-            raise ValueError(f"crop must be at least 1 pixel, not {self.size!r}")
+            raise ValueError(f"data.crop: expected at least 1 pixel, found {self.size!r}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale must be two numbers 0 < low <= high, not {self.scale!r}")
+            raise ValueError(f"data.scale: expected two numbers 0 < low ≤ high, found {self.scale!r}")
 
 
 @dataclass

@@ -36,10 +36,10 @@ class Diverged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class LoopSpec:
-    """How long a run is and how often it does what; all in steps, but for `minutes` (0: no limit).
+    """How long a run is and how often it does what; all in steps, except `minutes` (0: no limit).
 
-    `evaluate_every` 0 means only at the end. `profile` is the first and last step of a JAX profile.
-    `flops` is the work of one step and `peak` what the devices could do in a second, 0 where unknown.
+    evaluate_every: 0 for only at the end. profile_steps: 'first:last', the steps of a JAX profile, or ''.
+    flops: operations of one step; peak: of the devices in one second; 0 if unknown.
     """
 
     steps: int
@@ -49,9 +49,26 @@ class LoopSpec:
     evaluate_every: int = 0
     checkpoint_every: int = 1000
     max_bad_steps: int = 10
-    profile: tuple[int, int] | None = None
+    profile_steps: str = ""
     flops: float = 0.0
     peak: float = 0.0
+
+    def __post_init__(self):
+        least = {"log_every": 1, "checkpoint_every": 1, "max_bad_steps": 1, "evaluate_every": 0, "minutes": 0}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"training.{name}: expected at least {lowest}, found {getattr(self, name)}")
+        if self.profile_steps and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(
+                "training.profile_steps: expected 'first:last' with 1 ≤ first ≤ last, "
+                f"found {self.profile_steps!r}"
+            )
+
+    @property
+    def profile(self) -> tuple[int, int]:
+        """The first and the last step to profile; (0, 0) for none."""
+        first, _, last = self.profile_steps.partition(":")
+        return (int(first), int(last)) if first.isdecimal() and last.isdecimal() else (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,8 +270,8 @@ class _Progress:
 class _Profile:
     """A JAX profile of the steps first … last, written to `folder`."""
 
-    def __init__(self, span: tuple[int, int] | None, folder: Path | None):
-        self._first, self._last = span if span is not None and folder is not None else (0, 0)
+    def __init__(self, span: tuple[int, int], folder: Path | None):
+        self._first, self._last = span if folder is not None else (0, 0)
         self._folder = folder
         self._running = False
 

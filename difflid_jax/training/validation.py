@@ -1,6 +1,7 @@
 """Scores of the network while it trains, on whole pictures, with a sheet of the first few."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,46 @@ from difflid_jax import parallel
 from difflid_jax.data.pipeline import Evaluation
 from difflid_jax.evaluation import scoring
 from difflid_jax.images.sheets import contact_sheet
-from difflid_jax.metrics.lpips import Lpips
+from difflid_jax.metrics.fidelity import GAUSSIAN_SIZE
+from difflid_jax.metrics.lpips import LEAST_SIDE, Lpips
+from difflid_jax.metrics.protocols import PROTOCOLS
 from difflid_jax.training.loop import Evaluate
 
 _SHEET_ROWS = 4
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """How a restorer is scored during its training and at its end.
+
+    batch_size: images of equal size that are scored together. best: the score whose best weights are kept.
+    limit: number of validation images scored, 0 for all.
+    """
+
+    protocol: str = "paper"
+    batch_size: int = 1
+    lpips: bool = True
+    best: str = "psnr"
+    limit: int = 0
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(
+                f"evaluation.protocol: expected one of {', '.join(PROTOCOLS)}, found {self.protocol!r}"
+            )
+        scores = ("psnr", "ssim", *(["lpips"] if self.lpips else []))
+        if self.best not in scores:
+            raise ValueError(f"evaluation.best: expected one of {', '.join(scores)}, found {self.best!r}")
+        for name, lowest in (("batch_size", 1), ("limit", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(
+                    f"evaluation.{name}: expected at least {lowest}, found {getattr(self, name)}"
+                )
+
+    @property
+    def least_side(self) -> int:
+        """Side in pixels of the smallest image that can be scored."""
+        return LEAST_SIDE["alex"] if self.lpips else GAUSSIAN_SIZE
 
 
 class Scorer:

@@ -9,7 +9,7 @@ decoded into the cache: then what was made is removed again.
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -46,6 +46,26 @@ def check(workdir: Path, needed_bytes: int) -> None:
             f"--workdir: the disk of {existing} has {free / 1e9:.2f} GB left, the checkpoints of this run "
             f"take up to {missing / 1e9:.2f} GB; make room, choose another workdir, or keep fewer "
             "(--config.training.keep)"
+        )
+
+
+def check_same_run(workdir: Path, differences: Callable[[str], list[str]]) -> None:
+    """Refuse to resume a run of another config.
+
+    `differences` maps the text of the run's config.json to what differs from it. Raises ValueError that names
+    every such field.
+    """
+    path = workdir / CONFIG
+    try:
+        differing = differences(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read, so its checkpoints cannot be resumed; choose another workdir"
+        ) from error
+    if differing:
+        raise ValueError(
+            f"--workdir: {workdir} holds the run of another config: {'; '.join(differing)}. "
+            "Give that run's config to resume it, or another workdir"
         )
 
 

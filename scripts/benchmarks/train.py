@@ -27,11 +27,13 @@ import numpy as np
 import optax
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, run
-from difflid_jax.config import experiment, schema
+from difflid_jax.cli import UsageError, resolve_dtype, run
+from difflid_jax.config import experiment as experiments
+from difflid_jax.config import inputs
+from difflid_jax.config.experiment import Experiment
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
@@ -72,7 +74,7 @@ class Measured:
     device. peak: what the devices could do, in FLOP/s (0: unknown).
     """
 
-    config: ConfigDict
+    experiment: Experiment
     parts: list[Part]
     in_loop: float
     memory: int
@@ -83,30 +85,28 @@ class Measured:
         return self.parts[-1]
 
 
-def measure(config: ConfigDict, preset: str, steps: int) -> Measured:
-    """Measure a checked config: `steps` turns of every part, then as many steps of the loop."""
+def measure(experiment: Experiment, preset: str, steps: int) -> Measured:
+    """Measure an experiment: `steps` turns of every part, then as many steps of the loop."""
     mesh = parallel.make_mesh()
-    parallel.check_batch_size(mesh, config.data.batch_size)
-    if not config.data.train:
-        config.data.source = "photographs"
-    features = features_of(config, preset)
-    spec = schema.network_spec(config, features.channels)
+    parallel.check_batch_size(mesh, experiment.batch_size)
+    features = features_of(experiment, preset)
+    spec = experiment.network_on(features.channels)
 
     def network() -> DiffLI2D:
-        return DiffLI2D(spec, dtype=jnp.dtype(config.network.dtype), rngs=nnx.Rngs(config.seed))
+        return DiffLI2D(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
 
     graph = nnx.graphdef(nnx.eval_shape(network))
-    optimizer = schema.optimizer_spec(config, 13_990)
-    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=config.training.fsdp)
-    make_state = jax.jit(lambda: initial_state(nnx.state(network()), optimizer, config.seed))
+    optimizer = experiment.optimizer(13_990)
+    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=experiment.fsdp)
+    make_state = jax.jit(lambda: initial_state(nnx.state(network()), optimizer, experiment.seed))
     state = parallel.replicate(mesh, make_state())
     with tempfile.TemporaryDirectory() as folder:
         batches = Batches(
-            experiment.open_pictures(config, "train", cache=Path(folder) / "cache"),
-            schema.crop_spec(config),
-            config.data.batch_size,
-            haze=schema.haze_spec(config),
-            workers=config.data.workers,
+            inputs.open_images(experiment.train, cache=Path(folder) / "cache"),
+            experiment.crop,
+            experiment.batch_size,
+            haze=experiment.haze,
+            workers=experiment.workers,
             sharding=parallel.batch_sharded(mesh),
         )
         batch = next(batches)
@@ -137,21 +137,21 @@ def measure(config: ConfigDict, preset: str, steps: int) -> Measured:
                 start = time.perf_counter()
                 part.call()
                 part.seconds.append(time.perf_counter() - start)
-        in_loop = _loop(config, steps, compiled, holder[0], frozen, batches, mesh, Path(folder))
+        in_loop = _loop(experiment, steps, compiled, holder[0], frozen, batches, mesh, Path(folder))
         batches.close()
-    return Measured(config, parts, in_loop, _memory(compiled), throughput.peak())
+    return Measured(experiment, parts, in_loop, _memory(compiled), throughput.peak())
 
 
-def features_of(config: ConfigDict, preset: str) -> FrozenFeatures:
+def features_of(experiment: Experiment, preset: str) -> FrozenFeatures:
     """Those of the config's prior; without one the h-space of a preset with a million numbers, repeated."""
-    if config.prior:
-        return experiment.open_features(config)
-    if config.features.kind != "h_space":
+    if experiment.prior:
+        return inputs.open_features(experiment)
+    if experiment.features.kind != "h_space":
         raise UsageError(
-            f"--config.prior is empty: only the h-space is drawn at random, not {config.features.kind}"
+            f"--config.prior is empty: only the h-space is drawn at random, not {experiment.features.kind}"
         )
-    dtype, unet_spec = experiment.compute_dtype(config), PRESETS[preset]
-    spec = schema.h_space_spec(config)
+    dtype, unet_spec = jnp.dtype(resolve_dtype(experiment.features.dtype)), PRESETS[preset]
+    spec = experiment.features.h_space
     unet = nnx.eval_shape(lambda: UNet(unet_spec, part=spec.part, dtype=dtype, rngs=nnx.Rngs(0)))
     drawn = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.02
     shapes = store.shapes_of(unet)
@@ -216,13 +216,13 @@ def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> 
     ]
 
 
-def _loop(config, steps, compiled, state, frozen, batches, mesh, folder: Path) -> float:
+def _loop(experiment, steps, compiled, state, frozen, batches, mesh, folder: Path) -> float:
     """Seconds a step of the training loop, without the first ones and without checkpoints."""
     first = int(state.step)
     every = max(1, steps // 2)
     spec = loop.LoopSpec(
         steps=first + every * 3,
-        batch_size=config.data.batch_size,
+        batch_size=experiment.batch_size,
         log_every=every,
         checkpoint_every=1 << 30,
     )
@@ -241,7 +241,7 @@ def _loop(config, steps, compiled, state, frozen, batches, mesh, folder: Path) -
         )  # fmt: skip
     log.close()
     checkpoints.close()
-    return config.data.batch_size / float(np.median(rates[1:]))
+    return experiment.batch_size / float(np.median(rates[1:]))
 
 
 def _memory(compiled) -> int:
@@ -293,7 +293,7 @@ def authors_step(checkout: str, batch: int, size: int, preset: str, steps: int) 
 
 def table(measured: Measured) -> str:
     """A Markdown table of the parts, and what follows from the whole."""
-    batch = measured.config.data.batch_size
+    batch = measured.experiment.batch_size
     lines = ["| part | ms | GFLOP |", "|---|---:|---:|"]
     for part in measured.parts:
         gflop = f"{part.flops / 1e9:,.1f}" if part.flops else ""
@@ -305,7 +305,7 @@ def table(measured: Measured) -> str:
     lines += [
         "",
         f"- {batch / measured.in_loop:,.1f} images/s in the loop, batches of {batch}, crops of "
-        f"{measured.config.data.crop}; overhead beyond the compiled step "
+        f"{measured.experiment.crop.size}; overhead beyond the compiled step "
         f"{100 * (measured.in_loop / measured.whole.median - 1):.1f} %",
         f"- {hours:,.1f} hours for {PAPER_STEPS:,} steps, the paper's on SOTS (of 40 crops of 128)",
         f"- memory of a device at the peak: {measured.memory / 2**30:.2f} GiB for the compiled step"
@@ -321,15 +321,17 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     options = flags.FLAGS
     config = options.config
-    schema.check(config)
-    measured = measure(config, options.preset, options.steps)
+    if not config.data.train:
+        config.data.source = "photographs"
+    experiment = experiments.resolve(config)
+    measured = measure(experiment, options.preset, options.steps)
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
     print(table(measured))
     if options.authors:
         theirs = authors_step(
-            options.authors, options.authors_batch, config.data.crop, options.preset, options.steps
+            options.authors, options.authors_batch, experiment.crop.size, options.preset, options.steps
         )
-        ours = measured.in_loop / config.data.batch_size
+        ours = measured.in_loop / experiment.batch_size
         print(
             f"- the authors' step in PyTorch: {1e3 * theirs:,.1f} ms a picture, ours {1e3 * ours:,.1f} ms "
             f"({theirs / ours:.1f} times as fast)"

@@ -265,5 +265,5 @@ def test_minutes_end_a_run_early_with_a_checkpoint_and_an_evaluation(tmp_path):
 
 
 def test_profile_is_written(tmp_path):
-    train(tmp_path, steps=5, profile=(2, 30))
+    train(tmp_path, steps=5, profile_steps="2:30")
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

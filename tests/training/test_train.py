@@ -13,12 +13,13 @@ from absl import flags
 from flax import nnx
 
 from difflid_jax import train
+from difflid_jax.config import experiment, inputs
 from difflid_jax.weights import store
 
 
 @pytest.fixture(scope="module")
-def config_of(tiny):
-    """Flags → the config as the program would get it."""
+def experiment_of(tiny):
+    """Flags → the experiment as the program would get it."""
 
     def read(*given):
         values = flags.FlagValues()
@@ -27,7 +28,7 @@ def config_of(tiny):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", arguments)  # where config_flags looks for the fields
             values(arguments)
-        return values.config
+        return experiment.resolve(values.config)
 
     return read
 
@@ -50,10 +51,9 @@ def test_a_run_leaves_what_the_next_programs_need(tiny, undisturbed):
     assert len(list((undisturbed / "sheets").glob("*.png"))) == 2
 
 
-def test_init_starts_from_other_weights(config_of, undisturbed):
-    config = config_of(f"--config.init={undisturbed / 'weights'}")
-    spec = train.schema.network_spec(config, 32)
-    graph, params = train._first_network(spec, config)
+def test_init_starts_from_other_weights(experiment_of, undisturbed):
+    run = experiment_of(f"--config.init={undisturbed / 'weights'}")
+    graph, params = train._first_network(run.network_on(32), run)
     found = store.tensors_of(nnx.merge(graph, params))
     expected = store.read(undisturbed / "weights", "restorer").tensors
     assert found.keys() == expected.keys()
@@ -61,12 +61,11 @@ def test_init_starts_from_other_weights(config_of, undisturbed):
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_a_run_that_goes_on_does_without_its_init(config_of):
-    config = config_of("--config.init=/nowhere")
-    spec = train.schema.network_spec(config, 32)
-    train._first_network(spec, config, resuming=True)
+def test_a_run_that_goes_on_does_without_its_init(experiment_of):
+    run = experiment_of("--config.init=/nowhere")
+    train._first_network(run.network_on(32), run, resuming=True)
     with pytest.raises(FileNotFoundError, match="/nowhere"):
-        train._first_network(spec, config)
+        train._first_network(run.network_on(32), run)
 
 
 def interrupted_at_random(tiny, workdir, given, number, generator):
@@ -145,13 +144,13 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("role", ["train", "validation"])
-def test_a_damaged_picture_is_named_before_the_first_step(tiny, config_of, tmp_path, role):
+def test_a_damaged_picture_is_named_before_the_first_step(tiny, experiment_of, tmp_path, role):
     shutil.copytree(tiny.prior.parent / role, tmp_path / "pictures")
     path = tmp_path / "pictures" / "hazy" / "1.png"
     path.write_bytes(path.read_bytes()[:-40])
-    config = config_of(f"--config.data.{role}={tmp_path / 'pictures'}")
+    run = experiment_of(f"--config.data.{role}={tmp_path / 'pictures'}")
     with pytest.raises(ValueError, match=rf"config\.data\.{role}.*hazy/1\.png") as caught:
-        train.train(config, tmp_path / "runs" / "run")
+        train.train(run, tmp_path / "runs" / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
 
@@ -166,24 +165,24 @@ def test_a_damaged_picture_is_named_before_the_first_step(tiny, config_of, tmp_p
         ("--config.features.times=(0,1000)", "features.times.*1000"),
         ("--config.data.train=/nowhere", "config.data.train.*/nowhere"),
         ("--config.data.train=", "config.data.train"),
-        ("--config.prior=", "config.prior is not given.*convert_weights.openai_ddpm"),
+        ("--config.prior=", "config.prior=FOLDER.*convert_weights.openai_ddpm"),
         ("--config.prior=/nowhere", "config.prior.*/nowhere"),
         ("--config.init=/nowhere", "/nowhere"),
         ("--config.init=haze", r"config\.init: .*haze.* the config asks for"),
-        ("--config.optimizer.schedule=step", "config.optimizer.schedule must be one of.*'step'"),
-        ("--config.training.steps=-1", "config.training.steps must be 0 or more, not -1"),
-        ("--config.data.haze.beta=(2.0,1.0)", "config.data.haze.beta"),
-        ("--config.evaluation.protocol=best", "config.evaluation.protocol must be one of"),
+        ("--config.optimizer.schedule=step", "config.optimizer.schedule: expected one of.*'step'"),
+        ("--config.training.steps=-1", "config.training.steps: expected at least 0, found -1"),
+        ("--config.data.haze.beta=(2.0,1.0)", "config.data.haze.beta: expected two"),
+        ("--config.evaluation.protocol=best", "config.evaluation.protocol: expected one of"),
         ("--config.network.widths=(8,17)", "config.network.widths"),
         ("--config.evaluation.lpips=True", "config.data.validation: .* is 28×24, .* at least 31; leave"),
-        ("--config.data.batch_size=0", "config.data.batch_size must be at least 1"),
+        ("--config.data.batch_size=0", "config.data.batch_size: expected at least 1"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(config_of, tmp_path, capsys, flag, said):
+def test_bad_input_is_one_line_and_leaves_nothing(experiment_of, tmp_path, capsys, flag, said):
     workdir = tmp_path / "run"
     with pytest.raises((ValueError, OSError, AttributeError, KeyError, flags.Error), match=said) as caught:
-        config = config_of(flag)
-        train.schema.check(config)
-        train.train(config, workdir)
+        run = experiment_of(flag)
+        inputs.check_given(run)
+        train.train(run, workdir)
     assert not workdir.exists()
     assert len(str(caught.value)) < 700

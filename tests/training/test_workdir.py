@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from difflid_jax.config import schema
+from difflid_jax.config import experiment, identity, schema
 from difflid_jax.training import workdir
 from difflid_jax.training.log import RunLog, take_back
 
@@ -42,19 +42,20 @@ def test_the_checkpoints_of_a_run_that_goes_on_are_not_asked_for_again(tmp_path,
 
 def test_another_config_is_refused_by_its_fields(tmp_path):
     config = schema.default()
-    workdir.create(tmp_path, schema.to_json(config, indent=2))
+    workdir.create(tmp_path, identity.to_json(config.to_dict(), indent=2))
     assert not workdir.has_checkpoints(tmp_path)
     (tmp_path / "checkpoints" / "100").mkdir(parents=True)
     assert workdir.has_checkpoints(tmp_path)
     (tmp_path / "checkpoints" / "100").rename(tmp_path / "checkpoints" / "replaced.100")
     assert workdir.has_checkpoints(tmp_path)
-    schema.check_same_run(config, tmp_path / workdir.CONFIG)
+    workdir.check_same_run(tmp_path, experiment.resolve(config).differences)
     config.seed = 7
+    other = experiment.resolve(config).differences
     with pytest.raises(ValueError, match=r"holds the run of another config: config\.seed is 7, was 0\. Give"):
-        schema.check_same_run(config, tmp_path / workdir.CONFIG)
+        workdir.check_same_run(tmp_path, other)
     (tmp_path / workdir.CONFIG).write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
-        schema.check_same_run(config, tmp_path / workdir.CONFIG)
+        workdir.check_same_run(tmp_path, other)
 
 
 def test_lines_after_the_checkpoint_and_a_cut_one_are_taken_back(tmp_path):
