@@ -10,7 +10,7 @@ Expected, from the paper: t₂ = 500 is 1.99 dB better than 100 and 2.07 dB bett
 not reproduced here so far. Each point costs what configs/sots.py costs.
 """
 
-from configs import sots
+from difflid_jax.config.files import load_config
 
 
 def get_config(which: str = "0,500"):
@@ -19,6 +19,6 @@ def get_config(which: str = "0,500"):
         first, second = (int(number) for number in which.split(","))
     except ValueError as error:
         raise ValueError(f"figure8.py:{which}: expected two timesteps with a comma between") from error
-    config = sots.get_config()
+    config = load_config("sots")
     config.features.times = (first, second)
     return config

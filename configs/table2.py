@@ -18,7 +18,7 @@ Expected, from the paper; not reproduced here so far. Each row costs what the da
 | full | 40.33 | 16.97 | 20.29 |
 """
 
-import importlib
+from difflid_jax.config.files import load_config
 
 SETS = ("sots", "dense_haze", "nh_haze")
 ROWS = ("baseline", "without_cim", "without_hae", "full")
@@ -29,6 +29,6 @@ def get_config(which: str = "sots,full"):
     dataset, _, row = which.partition(",")
     if dataset not in SETS or row not in ROWS:
         raise ValueError(f"table2.py:{which}: expected one of {SETS}, a comma, and one of {ROWS}")
-    config = importlib.import_module(f"configs.{dataset}").get_config()
+    config = load_config(dataset)
     config.network.variant = row
     return config

@@ -21,7 +21,7 @@ the data set's own config costs.
 | h_space | 40.33 | 16.97 | 20.29 |
 """
 
-import importlib
+from difflid_jax.config.files import load_config
 
 SETS = ("sots", "dense_haze", "nh_haze")
 ROWS = {
@@ -38,6 +38,6 @@ def get_config(which: str = "sots,h_space"):
     dataset, _, row = which.partition(",")
     if dataset not in SETS or row not in ROWS:
         raise ValueError(f"table3.py:{which}: expected one of {SETS}, a comma, and one of {tuple(ROWS)}")
-    config = importlib.import_module(f"configs.{dataset}").get_config()
+    config = load_config(dataset)
     config.features.kind, config.features.layer = ROWS[row]
     return config

@@ -90,6 +90,19 @@ def expand_home(path: str) -> str:
     return expanded
 
 
+def find_config(path: str) -> str:
+    """`path`, or the file of the packaged config that it names: `sots`, `configs/sots.py`, `table2:…`."""
+    name, colon, argument = path.partition(":")
+    name = expand_home(name)
+    if not os.path.isfile(name) and os.path.dirname(name) in ("", "configs"):
+        stem = os.path.basename(name).removesuffix(".py")
+        package = Path(__file__).parent
+        for folder in (package / "configs", package.parent / "configs"):  # installed; in a checkout
+            if (folder / f"{stem}.py").is_file():
+                return f"{folder / stem}.py{colon}{argument}"
+    return f"{name}{colon}{argument}"
+
+
 def refuse_arguments(argv: Sequence[str]) -> None:
     """Raise UsageError for positional arguments of a program that takes flags only."""
     if len(argv) > 1:
@@ -212,7 +225,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         print(flags.FLAGS.main_module_help())
         sys.exit(0)
     try:
-        return flags.FLAGS(list(argv))
+        found = [
+            f"--config={find_config(argument[9:])}" if argument.startswith("--config=") else argument
+            for argument in before_separator
+        ]
+        return flags.FLAGS([*found, *argv[len(found) :]])
     except _FLAG_ERRORS as error:
         print(f"{_program_name(argv)}: {one_line(error)} (--help lists the flags)", file=sys.stderr)
         sys.exit(2)
