@@ -148,7 +148,7 @@ def _samples() -> dict[str, dict[str, dict[str, bytes]]]:
 
 
 def _refused() -> dict[str, bytes]:
-    grey, colour = _scene(1)[..., 0], _scene(3)
+    colour = _scene(3)
     return {
         "JPEG, 12 bit": twelve_bit_jpeg(),
         "JPEG, CMYK": saved(Image.new("CMYK", (8, 8)), "JPEG"),

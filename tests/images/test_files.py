@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from difflid_jax.images.files import (
+    Header,
     check_image,
     decode_image,
     image_size,
@@ -142,6 +143,21 @@ def test_bad_images_are_refused_with_file_and_reason(tmp_path):
         if name != "broken.png":  # damage in the middle is found by decoding alone
             with pytest.raises(ValueError, match=reason):
                 check_image(tmp_path / name, thorough=False)
+
+
+def test_sound_files_are_not_called_damaged(shared):
+    for name in ("long_text.png", "long_xmp.png", "long_icc.png"):
+        path = shared / "data" / "files" / name
+        assert check_image(path, thorough=False) == Header(48, 64, "PNG", "rgb")
+        assert read_image(path).shape == (48, 64, 3)
+    for name, kind in (
+        ("extra_channel.tif", "4-channel"),
+        ("twelve_bit.jpg", "12-bit"),
+        ("float32.tif", "unsupp"),
+    ):
+        with pytest.raises(ValueError, match=kind) as refusal:
+            read_image(shared / "data" / "files" / name)
+        assert "damaged" not in str(refusal.value) and "convert it" in str(refusal.value)
 
 
 def test_mutated_files_are_read_or_refused_and_nothing_else(tmp_path):

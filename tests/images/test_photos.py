@@ -309,6 +309,20 @@ def test_tiff_carries_tags_as_bytes(shared):
     assert {700, 50000, 34675, 282, 283, 0x8769} <= out.kept.keys()
 
 
+def test_odd_tags_of_a_tiff_do_not_matter_for_its_pixels():
+    with tifffile.TiffFile(io.BytesIO(data := tiff(scene(3)))) as file:
+        position, count = file.pages[0].tags[296].offset, struct.pack("<HHLL", 60001, 99, 1, 7)
+    unit, orientation = struct.pack("<HHLHH", 296, 3, 1, 9, 0), struct.pack("<HHLHH", 274, 3, 1, 9, 0)
+    for entry in (count, unit, orientation):
+        odd = data[:position] + entry + data[position + 12 :]
+        np.testing.assert_array_equal(again(decode_photo(odd, "in")).pixels, scene(3))
+    # A link to nowhere behind the only directory.
+    end = data.index(struct.pack("<H", len(tifffile.TiffFile(io.BytesIO(data)).pages[0].tags)), 8)
+    link = end + 2 + 12 * int.from_bytes(data[end : end + 2], "little")
+    odd = data[:link] + b"\xff\xff\xff\x7f" + data[link + 4 :]
+    np.testing.assert_array_equal(decode_photo(odd, "in").pixels, scene(3))
+
+
 def test_transparent_colours_become_alpha():
     colours = scene(3)
     colours[3:7] = (10, 20, 30)

@@ -96,10 +96,27 @@ class Reader:
         """The first directory and those linked from it, until the links end or repeat."""
         offset, seen = self.first, set()
         while offset and offset not in seen:
+            try:
+                directory = self.read(offset)
+            except (ValueError, struct.error):
+                if not seen:
+                    raise
+                # A link to nowhere, which some writers leave behind the last directory.
+                return
             seen.add(offset)
-            directory = self.read(offset)
             yield directory
             offset = directory.next
+
+    def keep_only(self, offset: int, tags: frozenset[int]) -> bytes:
+        """The data with only `tags` in the directory at `offset`, and without directories after it."""
+        data, size = bytearray(self.data), struct.calcsize(self.order + self._entry)
+        start = offset + struct.calcsize(self.order + self._count)
+        positions = range(start, start + size * self._unpack(self._count, offset)[0], size)
+        kept = [bytes(data[at : at + size]) for at in positions if self._unpack("H", at)[0] in tags]
+        struct.pack_into(self.order + self._count, data, offset, len(kept))
+        data[start : start + size * len(kept)] = b"".join(kept)
+        struct.pack_into(self.order + self._offset, data, start + size * len(kept), 0)
+        return bytes(data)
 
     def _unpack(self, form: str, offset: int) -> tuple:
         return struct.unpack_from(self.order + form, self.data, offset)

@@ -4,6 +4,7 @@ Written as classic TIFF, deflate with horizontal differences: libvips writes the
 its tags for them and of the file's own for everything else replaces its directory.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterable
 
@@ -14,13 +15,15 @@ from difflid_jax.images.codecs.jpeg import without_previews
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 255, 256, 257, 258, 259
 _PHOTOMETRIC, _CHANNELS, _SUBDIRECTORIES, _TILE_WIDTH, _TILE_HEIGHT = 262, 277, 330, 322, 323
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _PHOTOSHOP, _LAYERS, _DNG_VERSION = 338, 339, 34377, 37724, 50706
-# Tags about how the pixels are coded, which those of the new file replace.
+# Tags about how the pixels are coded: a decoder needs no others, and those of the new file replace them.
 _CODING = frozenset(
     (254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290)
     + (291, 292, 293, 317, 320, 321, 322, 323, 324, 325, 332, 333, 334, 336, 338, 339, 340, 341, 347, 512)
-    + (513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 559, 34665, 34853, 40965, 330)
+    + (513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 559)
 )
-_POINTERS = (13, 18)
+# Positions in the file, in tags or as types of tags.
+_POINTER_TAGS = frozenset((330, directory.EXIF, directory.GPS, directory.INTEROPERABILITY))
+_POINTER_TYPES = (13, 18)
 
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 3, 6: 3}
 _OTHER_COLOURS = {4: "a mask", 5: "CMYK", 8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*"}
@@ -57,7 +60,10 @@ def read(data: bytes, max_pixels: int) -> Decoded:
     notes = _check_pages(reader, page)
     check_size(width, height, max_pixels)
     colours, extra = _check_kind(page)
-    samples = vips.decode(data, "tiffload_buffer")
+    # The limit is meant for up to four channels.
+    check_size(width, height, 4 * max_pixels // max(4, colours + len(extra)))
+    # libtiff fails at tags that do not matter for the pixels, such as an unknown type or unit.
+    samples = vips.decode(reader.keep_only(reader.first, _CODING), "tiffload_buffer")
     if samples.shape != (height, width, colours + len(extra)):
         raise ValueError(f"expected {height}×{width}×{colours + len(extra)} samples, found {samples.shape}")
     if extra[:1] == (_ASSOCIATED,):
@@ -126,7 +132,8 @@ def _subdirectories(reader: Reader, pages: Iterable[Directory]) -> Iterable[Dire
     for page in pages:
         entry = page.entries.get(_SUBDIRECTORIES)
         for offset in entry.integers()[:_MOST_PAGES] if entry else ():
-            yield reader.read(offset)
+            with contextlib.suppress(ValueError, struct.error):
+                yield reader.read(offset)
 
 
 def _is_reduced(page: Directory) -> bool:
@@ -156,17 +163,17 @@ def _check_kind(page: Directory) -> tuple[int, tuple[int, ...]]:
     allowed = (8, 16) if photometric in (2, 6) else (1, 2, 4, 8, 16)
     if len(set(bits)) != 1 or bits[0] not in allowed:
         raise Unsupported(
-            f"a TIFF of {'/'.join(map(str, sorted(set(bits))))} bits per sample (expected 8 or 16); "
+            f"a TIFF of {'/'.join(map(str, sorted(set(bits))[:4]))} bits per sample (expected 8 or 16); "
             "save it as 16-bit TIFF or PNG"
         )
-    extra = channels - stored
-    if extra < 0 or channels > _MOST_CHANNELS or (stored == 1 and extra > (photometric != 3)):
-        kind, expected = (
-            ("an RGB", f"3 to {_MOST_CHANNELS}") if stored == 3 else ("a grey", "1, or 2 with alpha")
-        )
+    kind, most = {3: ("an RGB", _MOST_CHANNELS), 1: ("a grey", 2)}[stored]
+    if photometric == 3:
+        kind, most = "a palette", 1
+    if not stored <= channels <= most:
         raise Unsupported(
-            f"{kind} TIFF of {channels} channels (expected {expected}); save its RGB channels alone"
+            f"{kind} TIFF of {channels} channels (expected {stored} to {most}); save its RGB channels alone"
         )
+    extra = channels - stored
     if compression not in _COMPRESSIONS:
         what = _COMPRESSION_NAMES.get(compression, f"kind {compression}")
         raise Unsupported(
@@ -190,7 +197,7 @@ def _kept(reader: Reader, page: Directory, width: int, height: int) -> dict[int,
     kept: dict[int, Entry | dict] = {
         tag: entry
         for tag, entry in page.entries.items()
-        if tag not in _CODING and tag != _LAYERS and entry.type not in _POINTERS
+        if tag not in _CODING | _POINTER_TAGS and tag != _LAYERS and entry.type not in _POINTER_TYPES
     }
     if _PHOTOSHOP in kept:
         value = without_previews(kept[_PHOTOSHOP].value)

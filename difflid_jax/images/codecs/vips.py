@@ -34,5 +34,11 @@ def _called(operation):
     try:
         result = operation(pyvips.Image)
     except pyvips.Error as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(_first_of(str(error))) from None
     return result if isinstance(result, bytes) or result.ndim == 3 else result[..., None]
+
+
+def _first_of(message: str) -> str:
+    """The first of libvips' messages, which repeat."""
+    lines = [line.partition(": ")[2].strip() for line in message.splitlines()]
+    return next((line for line in lines if line and line != "load error"), message.strip())
