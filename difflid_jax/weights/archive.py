@@ -1,7 +1,7 @@
-"""Uncompressed zip archives, read in place: what `torch.save` has written since PyTorch 1.6.
+"""Uncompressed zip archives, read in place: the files of `torch.save` since PyTorch 1.6.
 
-`zipfile` reads the directory; the bytes of an entry are a view of the memory-mapped archive. Whatever the
-archive claims about itself is held against the bytes that are there.
+`zipfile` reads the directory; the bytes of an entry are a view of the memory-mapped archive. Every size and
+offset in the archive is checked against its length.
 """
 
 import mmap
@@ -18,7 +18,7 @@ _CHECK_BYTES = 4 << 20
 class Archive:
     """The entries of the zip archive mapped as `content`; `file` is the same archive, open for reading.
 
-    Raises ValueError where the archive is damaged or names an entry twice.
+    Raises ValueError if the archive is damaged or names an entry twice.
     """
 
     def __init__(self, content: mmap.mmap, file: BinaryIO):
@@ -29,7 +29,7 @@ class Archive:
                 listed = archive.infolist()
         except (zipfile.BadZipFile, struct.error, NotImplementedError, OSError, ValueError) as error:
             raise ValueError(
-                f"the zip archive is truncated or damaged ({error}); fetch the file again"
+                f"the zip archive is truncated or damaged ({error}); download the file again"
             ) from error
         self._entries = {entry.filename: entry for entry in listed}
         if len(self._entries) != len(listed):
@@ -43,7 +43,7 @@ class Archive:
     def content_of(self, name: str) -> memoryview:
         """The bytes of one entry, in place, after their checksum has been verified.
 
-        Raises ValueError where the entry is missing, compressed, damaged or reaches past the end.
+        Raises ValueError if the entry is missing, compressed, damaged or reaches past the end.
         """
         entry = self._entries.get(name)
         if entry is None:
@@ -52,16 +52,16 @@ class Archive:
             raise ValueError(f"{name[:100]} is compressed or encrypted, as torch.save never does")
         header, size, content = entry.header_offset, entry.file_size, self._content
         if not 0 <= header <= len(content) - 30 or content[header : header + 4] != b"PK\x03\x04":
-            raise ValueError(f"the zip archive holds no {name[:100]} where its directory says")
+            raise ValueError(f"the zip archive holds no {name[:100]} at the offset in its directory")
         start = header + 30 + sum(struct.unpack_from("<HH", content, header + 26))
         if size != entry.compress_size or start + size > len(content):
             raise ValueError(f"{name[:100]} claims {size:,} bytes, more than the file holds")
         if self._checksum(start, size) != entry.CRC:
-            raise ValueError(f"the checksum of {name[:100]} is wrong; the file is damaged: fetch it again")
+            raise ValueError(f"the checksum of {name[:100]} is wrong; the file is damaged: download it again")
         return memoryview(content)[start : start + size]
 
     def _checksum(self, start: int, size: int) -> int:
-        # Read in pieces rather than through the memory map, whose touched pages count as memory of ours.
+        # Read in pieces rather than through the memory map, whose pages would count as this process's memory.
         checksum = 0
         self._file.seek(start)
         while size and (piece := self._file.read(min(size, _CHECK_BYTES))):
@@ -70,7 +70,7 @@ class Archive:
 
 
 class _BoundedReads:
-    """A file for `zipfile`, which takes memory for whatever an archive claims its directory to be."""
+    """A file for `zipfile`, which would allocate any size that an archive claims for its directory."""
 
     def __init__(self, content: mmap.mmap):
         self._content = content

@@ -1,21 +1,20 @@
-"""Fetching a large file so that a dropped connection costs only what was not yet there.
+"""Downloads of large files that resume after a dropped connection and end with a verified SHA-256.
 
-The bytes go to `<name>.part` and go on from there, in the same run or in a later one; the file gets its name
-only after its size and, where it is known, its SHA-256 have been verified.
+The bytes go to `<name>.part`; the file gets its name only after its size and hash have been verified. Own
+code because the usual libraries (pooch, `urllib`) start a 2 GB file over after a dropped connection.
 """
 
-import hashlib
 import os
-import shutil
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from tqdm import tqdm
+
+from difflid_jax.atomic import sha256_of
 
 _PIECE = 1 << 20
 _TIMEOUT_SECONDS = 30
@@ -31,146 +30,117 @@ def fetch(
     pause: float = 1.0,
     progress: bool = True,
 ) -> str:
-    """Download `url` to `path` unless it is there already; the SHA-256 of the file.
+    """Download `url` to `path`, unless it exists, and return the file's SHA-256.
 
-    `size` and `sha256` are what the file must have, where known. A dropped connection is taken up again
-    after `pause` seconds (doubled each time) up to `attempts` times without progress.
-    Raises ConnectionError, leaving the part for a later run, where the connection fails for good, and
-    ValueError where the server or the file is not what it should be.
+    size, sha256: what the file must have, if known. A dropped connection is resumed after `pause` seconds,
+    doubled each time, until `attempts` in a row bring no bytes.
+    Raises ConnectionError, keeping the partial file for a later run, if the connection fails for good, and
+    ValueError if the server or the file is not as expected.
     """
     path = Path(path)
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url}: expected an http or https address")
     if path.exists():
-        return _verified(path, path, size, sha256, progress)
+        return _verified(path, size, sha256)
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    failures, identity = 0, None
-    while True:
+    failures, etag, complete = 0, None, False
+    while not complete:
         before = _bytes_in(part)
+        reason: object = "the connection was closed early"
         try:
-            identity, complete = _take_up(url, part, size, identity, progress)
-            if complete:
-                break
-            reason: object = "the connection was closed early"
+            etag, complete = _resume(url, part, size, etag, progress)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code < 500 and error.code not in (408, 429):
-                raise ValueError(f"{url}: the server answers {error.code} {error.reason}") from error
             reason = f"the server answers {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):
+                raise ValueError(f"{url}: {reason}") from error
         except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        failures = 0 if _bytes_in(part) > before else failures + 1
+        failures = 0 if complete or _bytes_in(part) > before else failures + 1
         if failures >= attempts:
             raise ConnectionError(
-                f"{url}: {reason}; run the same again to go on from the {_bytes_in(part):,} bytes in {part}"
+                f"{url}: {reason}; run the same command again to resume from the {_bytes_in(part):,} bytes "
+                f"in {part}"
             )
-        time.sleep(pause * 2**failures)
-    digest = _verified(part, path, size, sha256, progress)
+        if not complete:
+            time.sleep(pause * 2**failures)
+    try:
+        digest = _verified(part, size, sha256)
+    except ValueError:
+        part.unlink()
+        raise
     os.replace(part, path)
     return digest
 
 
-def sha256_of(path: str | os.PathLike, *, progress: bool = False) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    path = Path(path)
-    with (
-        path.open("rb") as file,
-        tqdm(
-            total=path.stat().st_size, unit="B", unit_scale=True, desc="checking", disable=not progress
-        ) as bar,
-    ):
-        while piece := file.read(4 * _PIECE):
-            digest.update(piece)
-            bar.update(len(piece))
-    return digest.hexdigest()
-
-
-def _take_up(
-    url: str, part: Path, size: int | None, identity: str | None, progress: bool
+def _resume(
+    url: str, part: Path, size: int | None, etag: str | None, progress: bool
 ) -> tuple[str | None, bool]:
-    """Go on with `part` until the connection ends: (the version at the server, whether all is there)."""
+    """Append to `part` until the connection ends: (the ETag of the file, whether it is complete)."""
     have = _bytes_in(part)
-    if size is not None and have == size:
-        return identity, True
-    if size is not None and have > size:
+    if size is not None and have >= size:
+        if have == size:
+            return etag, True
         part.unlink()
         have = 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "difflid_jax", "Accept-Encoding": "identity"}
-    )
+    headers = {"User-Agent": "difflid_jax", "Accept-Encoding": "identity"}
     if have:
-        request.add_header("Range", f"bytes={have}-")
-        # Another file under the same address starts anew, rather than being glued to the old one's beginning.
-        if identity and not identity.startswith("W/"):
-            request.add_header("If-Range", identity)
+        headers["Range"] = f"bytes={have}-"
+        # A file that has changed since is sent from its start, not appended to the old one's beginning.
+        if etag and not etag.startswith("W/"):
+            headers["If-Range"] = etag
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS
+        )
     except urllib.error.HTTPError as error:
-        # "Range not satisfiable": the part is as long as the file, or is not of this file at all.
-        if error.code == 416 and have and size is None:
-            error.close()
-            if error.headers.get("Content-Range") == f"bytes */{have}":
-                return identity, True
-            part.unlink()
-            return None, False
-        raise
+        # "Range not satisfiable": the part is as long as the file, or belongs to another file.
+        if error.code != 416 or not have or size is not None:
+            raise
+        error.close()
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return etag, True
+        part.unlink()
+        return None, False
     with response:
         start = _first_byte(response) if response.status == 206 else 0
         if start not in (0, have):
-            raise ValueError(f"{url}: the server sends from byte {start:,} where {have:,} was asked for")
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length and length.isdecimal() else None
-        if size is not None and total is not None and total != size:
+            raise ValueError(f"{url}: the server sends from byte {start:,}, asked for {have:,}")
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else size
+        if size not in (None, total):
             raise ValueError(f"{url}: expected a file of {size:,} bytes, the server offers {total:,}")
-        bound = size if size is not None else total
-        free = shutil.disk_usage(part.parent).free
-        if bound is not None and bound - start > free:
-            raise ValueError(f"{part.parent}: {bound - start:,} bytes to fetch, {free:,} are free")
         with (
             part.open("ab" if start else "wb") as file,
-            tqdm(
-                total=bound, initial=start, unit="B", unit_scale=True, desc="fetching", disable=not progress
-            ) as bar,
+            tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=not progress) as bar,
         ):
-            got = start
-            for piece in _pieces(response):
-                got += len(piece)
-                if bound is not None and got > bound:
-                    raise ValueError(f"{url}: the server sends more than the {bound:,} bytes it should")
+            while piece := response.read1(_PIECE):
+                if total is not None and file.tell() + len(piece) > total:
+                    raise ValueError(f"{url}: the server sends more than the expected {total:,} bytes")
                 file.write(piece)
                 bar.update(len(piece))
-    # Without any size, the end of the stream is all there is to go by.
-    return response.headers.get("ETag"), bound is None or got == bound
-
-
-def _pieces(response: HTTPResponse) -> Iterator[bytes]:
-    while piece := response.read1(_PIECE):
-        yield piece
+            # Without a length, the end of the stream is the only sign of a complete file.
+            return response.headers.get("ETag"), total in (None, file.tell())
 
 
 def _first_byte(response: HTTPResponse) -> int:
-    said = response.headers.get("Content-Range", "")
-    start = said.removeprefix("bytes ").split("-")[0]
+    given = response.headers.get("Content-Range", "")
+    start = given.removeprefix("bytes ").split("-")[0]
     if not start.isdecimal():
-        raise ValueError(f"{response.url}: the server answers with a part it does not name ({said!r})")
+        raise ValueError(f"{response.url}: the server sends a part without its position ({given!r})")
     return int(start)
 
 
-def _verified(file: Path, name: Path, size: int | None, sha256: str | None, progress: bool) -> str:
-    found = file.stat().st_size
-    if size is not None and found != size:
-        raise ValueError(f"{file}: expected {size:,} bytes, found {found:,}; remove it and fetch it again")
-    digest = sha256_of(file, progress=progress)
-    if sha256 is not None and digest != sha256:
-        if file != name:
-            file.unlink()
-        raise ValueError(
-            f"{name}: expected SHA-256 {sha256}, found {digest}; "
-            + ("remove it and fetch it again" if file == name else "it was removed: fetch it again")
-        )
+def _verified(file: Path, size: int | None, sha256: str | None) -> str:
+    name = str(file).removesuffix(".part")
+    advice = "download it again" if name != str(file) else "remove it and download it again"
+    if size not in (None, found := file.stat().st_size):
+        raise ValueError(f"{name}: expected {size:,} bytes, found {found:,}; {advice}")
+    digest = sha256_of(file)
+    if sha256 not in (None, digest):
+        raise ValueError(f"{name}: expected SHA-256 {sha256}, found {digest}; {advice}")
     return digest
 
 

@@ -1,9 +1,9 @@
-"""Reads pickles of plain data by walking their opcodes; nothing that a pickle names is imported or called.
+"""Reads pickles of plain data by interpreting their opcodes; nothing they name is imported or called.
 
-A pickle is a program for a small stack machine. This one knows the opcodes that build numbers, strings,
-bytes, tuples, lists and dicts. Names of Python objects stand only for what the caller's table gives for
-them, and a "call" can reach only functions of that table. Every other opcode (INST, OBJ, NEWOBJ, EXT, ...)
-and every other name is refused. Memory stays within a small multiple of the bytes read.
+A pickle is a program for a small stack machine. This interpreter knows the opcodes that build numbers,
+strings, bytes, tuples, lists and dicts. A name of a Python object resolves only to its entry in the caller's
+table, and a "call" reaches only functions of that table. All other opcodes (INST, OBJ, EXT, ...) and names
+are refused. Memory stays within a small multiple of the bytes read.
 """
 
 import pickletools
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 # An opcode takes at least one byte and makes at most one object of about 100 bytes. A checkpoint of 1,000
-# tensors with its optimiser takes about 100,000.
+# tensors with its optimizer takes about 100,000 opcodes.
 _MAX_OPCODES = 2_000_000
 _MAX_INTEGER_BYTES = 16
 _MAX_NAME_BYTES = 500
@@ -47,7 +47,7 @@ _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
 
 @dataclass(frozen=True)
 class Function:
-    """What a name in the caller's table stands for where the pickle may call it: our own `run`."""
+    """An entry of the caller's table that the pickle may call: our own `run`, not the function named."""
 
     name: str
     run: Callable[..., Any]
@@ -55,7 +55,7 @@ class Function:
 
 @dataclass
 class Unfinished:
-    """An object that a BUILD opcode completes: `finish(state)` is the value that takes its place."""
+    """An object that a BUILD opcode completes: it is replaced by the value of `finish(state)`."""
 
     finish: Callable[[Any], Any]
     memo_keys: list[int] = field(default_factory=list)
@@ -69,8 +69,8 @@ def read_pickle(
 ) -> tuple[Any, int]:
     """The object pickled in `data[start:]` and the position after its end.
 
-    `names` maps "module name" to what stands for it; `persistent` resolves persistent ids. Raises ValueError
-    that says what is wrong for anything but a complete pickle of plain data.
+    names: the table, from "module name" to a constant, type or `Function`. persistent: resolves persistent
+    ids. Raises ValueError for anything but a complete pickle of plain data.
     """
     return _Machine(data, names, persistent, start).run()
 
@@ -90,7 +90,7 @@ class _Machine:
             code = bytes(self.take(1))
             if code == b".":
                 if len(self.stack) != 1 or self.marks:
-                    raise ValueError("the pickle ends with less or more than one whole object")
+                    raise ValueError("the pickle does not end with exactly one object")
                 return self.stack[0], self.at
             self.step(code)
         raise ValueError(f"the pickle takes more than {_MAX_OPCODES:,} steps")
@@ -140,7 +140,7 @@ class _Machine:
             stack.append(self.named(module, name))
         elif code == b"\x93":  # STACK_GLOBAL
             stack.append(self.named(*self.pop(2)))
-        elif code == b"R":  # REDUCE
+        elif code in (b"R", b"\x81"):  # REDUCE, NEWOBJ
             stack.append(self.call(*self.pop(2)))
         elif code == b"b":  # BUILD
             self.build(*self.pop(2))
@@ -164,14 +164,14 @@ class _Machine:
     def refuse(self, code: bytes) -> NoReturn:
         known = pickletools.code2op.get(code.decode("latin1"))
         what = f"the opcode {known.name}" if known else f"the byte 0x{code[0]:02x}, which is no opcode,"
-        raise ValueError(f"the pickle uses {what} at byte {self.at - 1:,}; no file of plain tensors does")
+        raise ValueError(f"the pickle uses {what} at byte {self.at - 1:,}, as no file of plain tensors does")
 
     # Arguments that follow an opcode
 
     def take(self, count: int) -> memoryview:
         if not 0 <= count <= len(self.data) - self.at:
             raise ValueError(
-                f"the pickle asks for {count:,} bytes where {len(self.data) - self.at:,} are left"
+                f"the pickle asks for {count:,} bytes, of which {len(self.data) - self.at:,} are left"
             )
         taken = self.data[self.at : self.at + count]
         self.at += count
@@ -194,7 +194,7 @@ class _Machine:
         window = bytes(self.data[self.at : self.at + _MAX_NAME_BYTES])
         end = window.find(b"\n")
         if end < 0:
-            raise ValueError(f"the pickle holds a name without an end at byte {self.at:,}")
+            raise ValueError(f"the pickle holds an unterminated name at byte {self.at:,}")
         self.at += end + 1
         return window[:end].decode()
 
@@ -202,20 +202,20 @@ class _Machine:
 
     def pop(self, count: int) -> list[Any]:
         if len(self.stack) < count:
-            raise ValueError(f"the pickle takes from an empty stack at byte {self.at:,}")
+            raise ValueError(f"the pickle pops from an empty stack at byte {self.at:,}")
         popped = self.stack[-count:]
         del self.stack[-count:]
         return popped
 
     def to_mark(self) -> list[Any]:
         if not self.marks:
-            raise ValueError(f"the pickle goes back to a mark that is not there at byte {self.at:,}")
+            raise ValueError(f"the pickle pops to a missing mark at byte {self.at:,}")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
     def top(self, kind: type) -> Any:
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise ValueError(f"the pickle fills something that is no {kind.__name__} at byte {self.at:,}")
+            raise ValueError(f"the pickle fills an object that is not a {kind.__name__} at byte {self.at:,}")
         return self.stack[-1]
 
     def set_items(self, items: list[Any]) -> None:
@@ -241,14 +241,15 @@ class _Machine:
             raise ValueError(f"the pickle recalls object {key:,}, which it never stored")
         return self.memo[key]
 
-    # Names and what would be calls
+    # Names, and opcodes that would call them
 
     def named(self, module: Any, name: Any) -> Any:
         path = f"{_brief(module)} {_brief(name)}"
         if path not in self.names:
             raise ValueError(
                 f"the pickle refers to {path.replace(' ', '.')}, which no file of plain tensors needs; "
-                "nothing of it was executed"
+                "nothing of it was executed. If you trust the file, save its tensors alone with PyTorch: "
+                "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
             )
         return self.names[path]
 
@@ -265,12 +266,12 @@ class _Machine:
             try:
                 finished = target.finish(state)
             except (TypeError, AttributeError, LookupError, OverflowError) as error:
-                raise ValueError(f"the pickle completes an array unsuitably at byte {self.at:,}") from error
+                raise ValueError(f"the pickle sets an unsuitable state at byte {self.at:,}") from error
             for key in target.memo_keys:
                 self.memo[key] = finished
             self.stack.append(finished)
         elif isinstance(target, np.dtype):
-            # (version, byte order, ...): what follows the order describes structured types, refused by name.
+            # (version, byte order, ...): the rest describes structured types, which are refused by name.
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
                 raise ValueError("the pickle holds an array that is not little-endian")
             self.stack.append(target)
@@ -282,7 +283,7 @@ class _Machine:
 
 
 def _brief(part: Any) -> str:
-    """Text from the file as it may be shown: short, and without what would steer a terminal."""
+    """Text from the file for a message: short, and without terminal control characters."""
     if not isinstance(part, str):
         return f"({type(part).__name__})"
     return "".join(character if character.isprintable() else "?" for character in part[:100])

@@ -1,8 +1,8 @@
-"""From other people's parameter names to ours, by a table that must account for everything.
+"""Maps other people's parameter names to ours, by a table that must account for every tensor.
 
-A rule pairs two name patterns: `{}` stands for a number, `{*}` for any dotted path, all else (dots too) for
-itself. `map_tensors` uses every source tensor exactly once or finds it named as ignored, fills every target
-exactly once with the shape it asks for, and reports all that fails in one error.
+A rule pairs two name patterns: `{}` matches a number, `{*}` any dotted path, all else (dots too) itself.
+`map_tensors` uses every source tensor exactly once, unless it is listed as ignored, fills every target
+exactly once with its shape, and reports all failures in one error.
 """
 
 import re
@@ -19,7 +19,7 @@ from difflid_jax.weights.store import mismatches, require_finite
 
 @dataclass(frozen=True)
 class Layout:
-    """A change of memory layout and the change back; both return views, so that nothing is copied here."""
+    """A change of memory layout and its inverse; both return views, so nothing is copied here."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     backward: Callable[[np.ndarray], np.ndarray]
@@ -36,7 +36,7 @@ POINTWISE = Layout(lambda w: w.transpose(2, 1, 0)[0], lambda w: w.transpose(1, 0
 
 @dataclass(frozen=True)
 class Rule:
-    """`source` names become `target` names, numbers and paths carried over in order, laid out by `layout`."""
+    """Renames `source` to `target`, with numbers and paths carried over in order, and applies `layout`."""
 
     source: str
     target: str
@@ -47,7 +47,7 @@ class Rule:
         return compile_pattern(self.source)
 
     def reversed(self) -> "Rule":
-        """The rule that leads back."""
+        """The inverse rule."""
         return replace(
             self,
             source=self.target,
@@ -78,9 +78,9 @@ def map_tensors(
 ) -> dict[str, np.ndarray]:
     """The tensors of `source` under the names and in the layouts of `targets` (name → shape).
 
-    `ignored` are patterns of source names that are left out on purpose. Returns views of the source arrays.
-    Raises one ValueError, naming `where`, that lists every source name without a rule or with several, every
-    target filled twice, missing or unexpected, and every shape that differs.
+    ignored: patterns of source names that are left out on purpose. Returns views of the source arrays.
+    Raises one ValueError, prefixed by the file `where`, on source names without a rule or with several,
+    targets filled twice, missing or unexpected, other shapes, and tensors that are not finite.
     """
     skipped = [compile_pattern(pattern) for pattern in ignored]
     mapped: dict[str, np.ndarray] = {}
@@ -104,13 +104,13 @@ def map_tensors(
             wrong.append(f"{name} and {origin[target]} both fill {target}")
             continue
         if not hasattr(tensor, "shape"):
-            wrong.append(f"{name} is no tensor but a {type(tensor).__name__}")
+            wrong.append(f"{name} is not a tensor but a {type(tensor).__name__}")
             continue
         require_finite(name, tensor, where=where)
         try:
             mapped[target] = rule.layout.forward(tensor)
         except (ValueError, IndexError):
-            wrong.append(f"{name} has shape {tuple(tensor.shape)}, which does not suit its rule")
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, which does not fit its rule")
             continue
         origin[target] = name
     differ = mismatches({name: tensor.shape for name, tensor in mapped.items()}, targets)

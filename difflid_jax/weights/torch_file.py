@@ -1,9 +1,9 @@
 """Reads PyTorch's `.pt`, `.pth` and `.tar` files, and plain pickles of arrays, without PyTorch.
 
-A tensor file is a pickle that says which tensors lie where, and the bytes of their storages: in a zip
-archive since PyTorch 1.6 (`<name>/data.pkl`, `<name>/data/<key>`), before that one after the other in one
-file. The pickle is never executed (`pickle_reader`); storages are memory-mapped, and every claim about sizes
-is held against the bytes that are there before an array is made.
+Such a file holds a pickle that describes the tensors and the bytes of their storages: in a zip archive since
+PyTorch 1.6 (`<name>/data.pkl`, `<name>/data/<key>`), one after the other in a single file before. The pickle
+is never executed (`pickle_reader`); storages are memory-mapped, and every size in the file is checked against
+the file's length before an array is made.
 """
 
 import functools
@@ -43,11 +43,11 @@ _NUMPY_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
 
 
 def read_torch(path: str | os.PathLike) -> Any:
-    """What `torch.save` wrote to `path`: dicts, lists, tuples and numbers, with numpy arrays for tensors.
+    """The object that `torch.save` wrote to `path`: plain containers and numbers, NumPy arrays for tensors.
 
-    The arrays are read-only views of the memory-mapped file, bfloat16 as `ml_dtypes.bfloat16`. Raises
-    ValueError, naming the file, for a file that is damaged, claims more than it holds, refers to anything
-    but plain tensors, or is none of PyTorch's; nothing in it is executed.
+    The arrays are read-only views of the memory-mapped file, bfloat16 as `ml_dtypes.bfloat16`; an
+    `argparse.Namespace` becomes a dict. Raises ValueError, naming the file, if it is damaged, refers to other
+    Python objects or was not written by PyTorch; nothing in it is executed.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -61,13 +61,14 @@ def read_torch(path: str | os.PathLike) -> Any:
         try:
             return _read_zip(content, file) if start.startswith(b"PK") else _read_legacy(content)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{path}: no readable PyTorch file: {error}") from error
+            raise ValueError(f"{path}: not a readable PyTorch file: {error}") from error
 
 
 def read_pickle_arrays(path: str | os.PathLike) -> Any:
-    """What `pickle.dump` wrote to `path`: plain containers with numpy arrays for numpy and JAX arrays.
+    """The object that `pickle.dump` wrote to `path`: plain containers with NumPy and JAX arrays.
 
-    The arrays are read-only. Raises ValueError, naming the file, for anything else; nothing is executed.
+    The arrays are read-only NumPy arrays. Raises ValueError, naming the file, for anything else; nothing is
+    executed.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -76,7 +77,7 @@ def read_pickle_arrays(path: str | os.PathLike) -> Any:
     try:
         return read_pickle(path.read_bytes(), _array_names())[0]
     except ValueError as error:
-        raise ValueError(f"{path}: no readable pickle of arrays: {error}") from error
+        raise ValueError(f"{path}: not a readable pickle of arrays: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _read_zip(content: mmap.mmap, file: BinaryIO) -> Any:
             storages[key] = archive.content_of(f"{root}data/{key}")
         if len(storages[key]) != count * dtype.itemsize:
             raise ValueError(
-                f"storage {key[:50]} claims {count * dtype.itemsize:,} bytes where {len(storages[key]):,} lie"
+                f"storage {key[:50]} claims {count * dtype.itemsize:,} bytes, found {len(storages[key]):,}"
             )
         return _Storage(dtype, storages[key])
 
@@ -121,7 +122,7 @@ def _read_legacy(content: mmap.mmap) -> Any:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("its byte order is not 'little'")
 
-    # Where a storage lies is known only after the pickle that uses it, so that one is read twice.
+    # The position of a storage is known only after the pickle that uses it, so the pickle is read twice.
     claims: dict[str, tuple[np.dtype, int]] = {}
 
     def note(identity: Any) -> None:
@@ -143,7 +144,7 @@ def _read_legacy(content: mmap.mmap) -> Any:
         if end > len(content):
             raise ValueError(
                 f"storage {key[:50]} reaches {end - len(content):,} bytes past the end of the file; "
-                "it is truncated or damaged: fetch it again"
+                "it is truncated or damaged: download it again"
             )
         if struct.unpack_from("<q", content, at)[0] != count:
             raise ValueError(f"storage {key[:50]} does not have the size that its tensors claim")
@@ -161,7 +162,7 @@ def _storage_claim(identity: Any) -> tuple[np.dtype, str, int]:
             return dtype, key, count
         case ("module", *_):
             raise ValueError("it holds a whole module with its code; save the model's state dict instead")
-    raise ValueError("a storage is described in an unknown way")
+    raise ValueError("it describes a storage in an unknown way")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
@@ -187,7 +188,7 @@ def _dtype(code: Any, *_: Any) -> np.dtype:
     if isinstance(code, np.dtype):
         return code
     if not isinstance(code, str) or code not in _NUMPY_CODES:
-        raise ValueError("it holds arrays of a type other than the usual numbers")
+        raise ValueError("it holds arrays of an unsupported dtype")
     return np.dtype(code)
 
 
@@ -205,6 +206,17 @@ def _unfinished_array(*_: Any) -> Unfinished:
     def finish(state: Any) -> np.ndarray:
         _version, shape, dtype, fortran, content = state
         return _array(content, dtype, shape, "F" if fortran else "C")
+
+    return Unfinished(finish)
+
+
+def _namespace() -> Unfinished:
+    """An `argparse.Namespace`, as training scripts save beside the weights: a dict of its attributes."""
+
+    def finish(state: Any) -> dict:
+        if not isinstance(state, dict):
+            raise TypeError
+        return state
 
     return Unfinished(finish)
 
@@ -236,9 +248,9 @@ def _device(kind: Any, index: Any = None) -> str:
 
 
 def _array_names() -> dict[str, Any]:
-    """What the names in a pickle of arrays stand for."""
+    """The table of names for a pickle of arrays."""
 
-    # Cached, so that a pickle cannot have one long string turned into bytes again and again.
+    # Cached, so that a pickle cannot have one long string encoded again and again.
     @functools.cache
     def encode(text: str, encoding: str) -> bytes:
         if encoding != "latin1":
@@ -263,13 +275,14 @@ def _array_names() -> dict[str, Any]:
 
 
 def _torch_names() -> dict[str, Any]:
-    """What the names in PyTorch's pickles stand for."""
+    """The table of names for PyTorch's pickles."""
     functions = {
         "torch._utils _rebuild_tensor": _tensor,
         "torch._utils _rebuild_tensor_v2": _tensor,
         "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
         "torch Size": _size,
         "torch device": _device,
+        "argparse Namespace": _namespace,
     }
     storages = {f"torch {name}": np.dtype(dtype) for name, dtype in _STORAGES.items()}
     return _array_names() | _functions(functions) | storages
@@ -281,8 +294,8 @@ def _what_it_is(start: bytes, size: int) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer instead of the file itself; fetch it with git lfs pull"
     if start.lstrip()[:1] == b"<":
-        return "an HTML or XML page, as a failed download leaves; fetch the file again"
-    if b"ustar" in start[256:270] or start[:5] == b"\x1f\x8b\x08":
+        return "an HTML or XML page, as a failed download leaves; download the file again"
+    if b"ustar" in start[256:270] or start.startswith(b"\x1f\x8b"):
         return "a tar or gzip archive; unpack it first"
     if start[8:9] == b"{":
         return "what looks like a safetensors file"

@@ -80,7 +80,7 @@ def test_all_failures_stand_in_one_message():
     tensors["a.b.norm.weight"] = np.zeros(9)
     message = mapping_error(tensors)
     assert "surplus has no rule" in message
-    assert "head.weight has shape (7,), which does not suit its rule" in message
+    assert "head.weight has shape (7,), which does not fit its rule" in message
     assert "2 missing: head.kernel, x.qkv.kernel" in message
     assert "1 unexpected: c.norm.scale" in message
     assert "a.b.norm.scale (expected (3,), found (9,))" in message
@@ -98,6 +98,6 @@ def test_a_name_is_used_once():
     assert "tail.weight and head.weight both fill head.kernel" in message
     assert "a tensor is named by a int" in mapping_error(tensors | {3: np.zeros(2)})
     assert "no rule" in mapping_error(tensors, ignored=())
-    assert "optimizer.step is no tensor but a str" in mapping_error(
+    assert "optimizer.step is not a tensor but a str" in mapping_error(
         tensors | {"optimizer.step": "text"}, (*RULES, Rule("optimizer.step", "step")), ()
     )

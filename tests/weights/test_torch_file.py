@@ -1,7 +1,10 @@
 """PyTorch's files read without PyTorch: every dtype and layout, and no harm from damaged or hostile files."""
 
+import argparse
+import gzip
 import io
 import os
+import pathlib
 import pickle
 import resource
 import struct
@@ -226,8 +229,8 @@ def test_the_message_names_what_a_hostile_pickle_refers_to(tmp_path):
 @pytest.mark.parametrize(
     ("claims", "says"),
     [
-        ({"count": 3}, "claims 12 bytes where 8 lie"),
-        ({"count": 1 << 40}, "claims 4,398,046,511,104 bytes where 8 lie"),
+        ({"count": 3}, "claims 12 bytes, found 8"),
+        ({"count": 1 << 40}, "claims 4,398,046,511,104 bytes, found 8"),
         ({"count": -2}, "unknown way"),
         ({"shape": (3,)}, "claims 3 elements of a storage of 2"),
         ({"shape": (2,), "offset": 1}, "claims 3 elements of a storage of 2"),
@@ -242,7 +245,7 @@ def test_the_message_names_what_a_hostile_pickle_refers_to(tmp_path):
         ({"shape": (1,) * 40, "strides": (1,) * 40}, "40 dimensions"),
         ({"key": "1"}, "lacks x/data/1"),
         ({"key": "../data.pkl"}, "lacks x/data/../data.pkl"),
-        ({"storage": b"ctorch\nLongStorage\n"}, "claims 16 bytes where 8 lie"),
+        ({"storage": b"ctorch\nLongStorage\n"}, "claims 16 bytes, found 8"),
         ({"storage": b"ctorch\nComplexFloatStorage\n"}, "torch.ComplexFloatStorage"),
         ({"storage": text("FloatStorage")}, "unknown way"),
     ],
@@ -300,6 +303,16 @@ def test_bombs_take_little_memory(tmp_path, payload):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 << 20
+
+
+def test_a_namespace_beside_the_tensors_is_read_as_a_dict(tmp_path):
+    """Training scripts save their arguments; any other object is refused with advice."""
+    given = {"opts": argparse.Namespace(lamda=0.1, name="x", sizes=[1, 2]), "epoch": 3}
+    for protocol in range(2, 6):
+        found = read_torch(zip_file(tmp_path / "x.pt", pickle.dumps(given, protocol)))
+        assert found == {"opts": {"lamda": 0.1, "name": "x", "sizes": [1, 2]}, "epoch": 3}
+    message = refusal(zip_file(tmp_path / "y.pt", pickle.dumps(pathlib.PurePosixPath("/x"), 2)))
+    assert "pathlib" in message and "torch.save(torch.load(FILE, weights_only=False)" in message
 
 
 def test_large_integers_are_read_but_are_no_keys(tmp_path):
@@ -362,6 +375,7 @@ def test_other_archives_are_told_apart(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "an HTML or XML page"),
         (bytes(257) + b"ustar" + bytes(300), "a tar or gzip archive"),
+        (gzip.compress(b"x"), "a tar or gzip archive"),
         (struct.pack("<Q", 20) + b'{"a":1}', "safetensors"),
         (pickle.dumps({"a": 1}), "a pickle of another kind"),
         (b"PK", "2 bytes that begin with b'PK'"),
