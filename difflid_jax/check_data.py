@@ -4,7 +4,7 @@
     python -m difflid_jax.check_data ITS --dataset its --test SOTS/indoor
 
 Prints what was found (pairs, sizes, what is missing, damaged, doubled), writes a sheet of pairs to look at,
-and, with --test or where a set has both parts, looks for test pictures among the training ones.
+and, with --test or where a set has both parts, looks for test images among the training ones.
 ROOT is a folder that is or holds the set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines.
 Exit status: 0 whole; 1 something is wrong and named; 2 refused.
 """
@@ -23,11 +23,11 @@ from difflid_jax.images.sheets import contact_sheet
 
 _DATASET = flags.DEFINE_enum("dataset", "folders", list(LAYOUTS), "What the folder holds.")
 _SPLIT = flags.DEFINE_enum("split", "", ["", "train", "test"], "Which part; empty: every part there is.")
-_TEST = flags.DEFINE_string("test", "", "Another ROOT, whose pictures must not be among those of the first.")
+_TEST = flags.DEFINE_string("test", "", "Another ROOT, whose images must not be among those of the first.")
 _TEST_DATASET = flags.DEFINE_enum(
     "test_dataset", "", ["", *LAYOUTS], "What --test holds; empty: SOTS indoor for ITS, else the same set."
 )
-_QUICK = flags.DEFINE_bool("quick", False, "Read headers and file ends only instead of decoding pictures.")
+_QUICK = flags.DEFINE_bool("quick", False, "Read headers and file ends only instead of decoding images.")
 _TFDS = flags.DEFINE_string("tfds", "", "Also write the set, if it is whole, as a TFDS data set under here.")
 _FULL = flags.DEFINE_bool("full", False, "List every case instead of the first five of each kind.")
 _SHEET = flags.DEFINE_string("sheet", "", "Where the sheet goes (default: pairs_DATASET.png; off: nowhere).")

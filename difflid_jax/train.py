@@ -38,6 +38,7 @@ from difflid_jax.config import experiment as experiments
 from difflid_jax.config import identity, inputs
 from difflid_jax.config.experiment import Experiment
 from difflid_jax.data.pipeline import Batches
+from difflid_jax.data.roles import report_roles
 from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
@@ -103,8 +104,10 @@ def train(experiment: Experiment, folder: Path) -> int:
     state, meta = _start(experiment, mesh, checkpoints, batches, state, features)
     workdir.create(folder, identity.to_json(experiment.fields, indent=2))
     frozen = parallel.place_frozen(mesh, features.frozen, fsdp=experiment.fsdp)
-    if pictures.report is not None:
-        _say(pictures.report.text())
+    if jax.process_index() == 0:
+        scored = {"validation": validation, "test": test}
+        roles = {"train": pictures} | {role: images.data for role, images in scored.items() if images}
+        _say(report_roles(roles))
     _say(_summary(experiment, mesh, features, params, pictures, int(state.step), folder))
     step = _lower(experiment, mesh, graph, features, optimizer, state, frozen)
     compiled = step.compile()

@@ -148,7 +148,7 @@ def test_full_recipes_have_resides_numbers():
     assert RECIPES["sots_indoor"].ids == (1400, 1449)
 
 
-def test_depth_is_that_of_the_whole_picture_and_the_frame_is_cut_afterwards(tmp_path):
+def test_depth_is_that_of_the_whole_image_and_the_frame_is_cut_afterwards(tmp_path):
     clean, depth = scene(5, 500, 660)
     depth[:10] = 40_000  # the farthest point lies in the border
     for folder, array in (("rgb", clean), ("depth", depth)):

@@ -1,4 +1,4 @@
-"""Crops from pictures: window, scale, flip, and haze made on the fly. Every draw comes from one generator."""
+"""Crops from images: window, scale, flip, and haze made on the fly. Every draw comes from one generator."""
 
 import io
 import math
@@ -22,16 +22,16 @@ def check_seed(seed: int) -> None:
 class HazeSpec:
     """Haze made on the fly, I = J·t + A(1−t), t = exp(−β·d/max d); the defaults are RESIDE ITS.
 
-    airlight, beta: ranges of A and β, drawn evenly for every crop (for every picture in evaluation).
-    seed: of the haze of the evaluation pictures.
-    The rest is off by default and never applies to evaluation pictures:
+    airlight, beta: ranges of A and β, drawn evenly for every crop (for every image in evaluation).
+    seed: of the haze of the evaluation images.
+    The rest is off by default and never applies to evaluation images:
     clean: share of the crops with β = 0: no haze, so that what is clean is learnt to stay so.
     white: share of the crops with A = 1, as in all of SOTS-indoor, and none of the tint and the light.
     tint: each channel of A is scaled by up to 1 ± tint (and held at 1).
-    gamma: range of an exponent on the clean picture before haze, drawn evenly in its logarithm.
+    gamma: range of an exponent on the clean image before haze, drawn evenly in its logarithm.
     light: range of a factor on scene and airlight alike, drawn evenly in its logarithm, for rooms that are
         dim: one for all of half of the crops, in the others one at each corner and between them bilinear.
-    noise: the largest standard deviation of Gaussian noise on the hazy picture, in [0,1] units.
+    noise: the largest standard deviation of Gaussian noise on the hazy image, in [0,1] units.
     jpeg: range of JPEG qualities for half of the hazy crops; () is none.
     """
 
@@ -78,7 +78,7 @@ class CropSpec:
     """Random square crops.
 
     size: of the crop. flip: mirror half of the crops.
-    scale: the picture is first resized by a factor drawn from this range, evenly in its logarithm (never so
+    scale: the image is first resized by a factor drawn from this range, evenly in its logarithm (never so
         small that the crop no longer fits); (1, 1) is off.
     """
 
@@ -143,7 +143,7 @@ def make_hazy(
     if spec.gamma != (1.0, 1.0) and not plain:
         gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
         clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma)).take(clean)
-    # Not `add_haze`: the depth of a window is a part of its picture's, whose farthest point has 65535.
+    # Not `add_haze`: the depth of a window is a part of its image's, whose farthest point has 65535.
     t = np.exp(np.float32(-beta / 65535) * depth)
     hazy = scatter(clean * np.float32(1 / 255), t, airlight)
     if spec.light != (1.0, 1.0) and not plain and not white:
@@ -181,8 +181,8 @@ def _resize(array: np.ndarray, size: int) -> np.ndarray:
     """A square window to size×size, anti-aliased; uint16 depth through float32."""
     if array.ndim == 3:
         return np.asarray(Image.fromarray(array).resize((size, size), Image.BICUBIC))
-    picture = Image.fromarray(array.astype(np.float32))
-    return np.asarray(picture.resize((size, size), Image.BILINEAR))
+    image = Image.fromarray(array.astype(np.float32))
+    return np.asarray(image.resize((size, size), Image.BILINEAR))
 
 
 def _rounded(image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The same data sets in TFDS (`array_record`, encoded pictures), for people who keep everything there.
+"""The same data sets in TFDS (`array_record`, encoded images), for people who keep everything there.
 
     import difflid_jax.data.builders
     builder = tfds.builder("dehazing_pairs/sots_indoor", data_dir=…, file_format="array_record")
@@ -6,10 +6,10 @@
 
 or `python -m difflid_jax.check_data ROOT --dataset sots_indoor --tfds DATA_DIR`. TensorFlow is not used.
 
-An example is (name, hazy, clean), in the order of `pairs.find_pairs`. A picture keeps the bytes of its
+An example is (name, hazy, clean), in the order of `pairs.find_pairs`. An image keeps the bytes of its
 file where these are 8-bit RGB, else (a border to cut, grey, another format) its pixels are written as PNG:
 whoever decodes an example gets the pixels of `pairs.load_pair`. Names and sizes are also in the metadata,
-so that listing a data set reads no picture. A clean picture is stored with each of its hazy partners.
+so that listing a data set reads no image. A clean image is stored with each of its hazy partners.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _ENCODED = {"hazy": tfds.decode.SkipDecoding(), "clean": tfds.decode.SkipDecodin
 
 
 class DehazingPairs(tfds.core.GeneratorBasedBuilder):
-    """Hazy (or dark) pictures with their clean partners; one config per data set of `layouts.LAYOUTS`."""
+    """Hazy (or dark) images with their clean partners; one config per data set of `layouts.LAYOUTS`."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n, description=v.title) for n, v in LAYOUTS.items()]  # noqa: RUF012
@@ -52,11 +52,11 @@ class DehazingPairs(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format=file_format, **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        picture = tfds.features.Image(shape=(None, None, 3), dtype=np.uint8)
-        features = {"name": tfds.features.Text(), "hazy": picture, "clean": picture}
+        image = tfds.features.Image(shape=(None, None, 3), dtype=np.uint8)
+        features = {"name": tfds.features.Text(), "hazy": image, "clean": image}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{self.builder_config.description}: degraded pictures and their ground truth.",
+            description=f"{self.builder_config.description}: degraded images and their ground truth.",
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("hazy", "clean"),
             disable_shuffling=True,
@@ -108,7 +108,7 @@ def build(
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """One picture of a built data set, by its place there: encoded on disk, decoded by `load`."""
+    """One image of a built data set, by its place there: encoded on disk, decoded by `load`."""
 
     folder: Path
     split: str
@@ -143,7 +143,7 @@ def find_built(
 ) -> list[tuple[str, BuiltImage, BuiltImage]]:
     """(name, hazy, clean) of every pair of a built data set, in the order of `pairs.find_pairs`.
 
-    `root`: the `data_dir` of `build`, or a folder below it down to the version. A clean picture that
+    `root`: the `data_dir` of `build`, or a folder below it down to the version. A clean image that
     several pairs share is the same `BuiltImage`. A data set with a single split has it whatever is asked.
 
     Raises: FileNotFoundError or ValueError when there is no such data set or split.
@@ -211,7 +211,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _listing(pairs: list[Pair]) -> list[list]:
-    """[name, height, width, index of the first pair with the same clean picture] of every pair."""
+    """[name, height, width, index of the first pair with the same clean image] of every pair."""
     first: dict[tuple, int] = {}
     rows = []
     for index, pair in enumerate(pairs):

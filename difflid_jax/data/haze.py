@@ -2,8 +2,8 @@
 
     I(x) = J(x)·t(x) + A·(1 − t(x)),    t(x) = exp(−β·d(x) / max d)
 
-J is the clean picture, A the airlight, d the depth, t the transmission. With the depth of the whole NYU
-picture this reproduces RESIDE's own files.
+J is the clean image, A the airlight, d the depth, t the transmission. With the depth of the whole NYU
+image this reproduces RESIDE's own files.
 """
 
 import numpy as np
@@ -27,20 +27,20 @@ def transmission(depth: np.ndarray, beta: float) -> np.ndarray:
 
 
 def add_haze(clean: np.ndarray, depth: np.ndarray, beta: float, airlight: float | np.ndarray) -> np.ndarray:
-    """The hazy picture I, float32 (H,W,3) in [0,1].
+    """The hazy image I, float32 (H,W,3) in [0,1].
 
-    clean (H,W,3) float in [0,1]; depth (H,W) of the same size, of the whole picture that is hazed;
+    clean (H,W,3) float in [0,1]; depth (H,W) of the same size, of the whole image that is hazed;
     airlight a number or one per channel, in [0,1].
     Raises ValueError where the sizes differ, and as `transmission`.
     """
     clean = np.asarray(clean, np.float32)
     if clean.shape[:2] != np.shape(depth):
-        raise ValueError(f"expected a depth map of the picture's {clean.shape[:2]}, found {np.shape(depth)}")
+        raise ValueError(f"expected a depth map of the image's {clean.shape[:2]}, found {np.shape(depth)}")
     return scatter(clean, transmission(depth, beta), airlight)
 
 
 def scatter(clean: np.ndarray, t: np.ndarray, airlight: float | np.ndarray) -> np.ndarray:
-    """`add_haze` where the transmission t (H,W) is known, as for a window of a picture."""
+    """`add_haze` where the transmission t (H,W) is known, as for a window of an image."""
     # Rows of pixels times channels: NumPy is four times slower over a last axis of three.
     rows, columns, channels = clean.shape
     t = np.repeat(t, channels, axis=1)

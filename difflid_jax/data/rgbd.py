@@ -119,8 +119,8 @@ def check_ids(ids: tuple[int, int], existing: Iterable[int], where: str) -> None
 
 def depth_size(file: File) -> tuple[int, int]:
     """(height, width) of a depth image from its header. Raises: ValueError naming the file."""
-    picture = _depth_picture(file)
-    return picture.height, picture.width
+    image = _depth_image(file)
+    return image.height, image.width
 
 
 def read_depth(file: File, frame: Frame) -> np.ndarray:
@@ -128,15 +128,15 @@ def read_depth(file: File, frame: Frame) -> np.ndarray:
 
     Raises: ValueError naming the file if it is not grey of 8 or 16 bits, or has holes (zeros).
     """
-    picture = _depth_picture(file)
+    image = _depth_image(file)
     try:
-        depth = np.asarray(picture).astype(np.float32)
+        depth = np.asarray(image).astype(np.float32)
     except DECODING_ERRORS as error:
         raise ValueError(f"{file.name}: a damaged depth image ({reason(error)}); copy it again") from error
     holes = float(np.mean(depth <= 0))
     if holes > _MAX_HOLES:
         raise ValueError(f"{file.name}: {holes:.1%} of the depth is zero (holes); fill them first")
-    if picture.mode == "L":
+    if image.mode == "L":
         depth = np.clip(gaussian_filter(depth, _SMOOTHING), depth - 0.5, depth + 0.5)
     frame.size(*depth.shape, file.name)
     return normalized(frame.apply(depth))
@@ -147,11 +147,11 @@ def normalized(depth: np.ndarray) -> np.ndarray:
     return np.rint(depth / depth.max() * 65535).astype(np.uint16)
 
 
-def _depth_picture(file: File) -> Image.Image:
-    picture, _ = open_image(io.BytesIO(file.bytes()), file.name, MAX_PIXELS)
-    if picture.mode not in ("L", "I;16", "I;16B", "I"):
-        raise ValueError(f"{file.name}: a depth image of mode {picture.mode}, expected grey of 8 or 16 bits")
-    return picture
+def _depth_image(file: File) -> Image.Image:
+    image, _ = open_image(io.BytesIO(file.bytes()), file.name, MAX_PIXELS)
+    if image.mode not in ("L", "I;16", "I;16B", "I"):
+        raise ValueError(f"{file.name}: a depth image of mode {image.mode}, expected grey of 8 or 16 bits")
+    return image
 
 
 def _by_stem(root: str | os.PathLike, folder: str) -> dict[str, File]:

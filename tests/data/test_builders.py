@@ -44,9 +44,9 @@ def test_both_sources_give_the_same_pairs_and_pixels_in_the_same_order(sots, bui
     found = builders.find_built(built, "sots_indoor", "test")
     assert [name for name, _, _ in found] == [pair.name for pair in pairs]
     for pair, (_, hazy, clean) in zip(pairs, found, strict=True):
-        for image, picture in zip(load_pair(pair), (hazy, clean), strict=True):
-            assert picture.shape() == image.shape
-            np.testing.assert_array_equal(picture.load(), image)
+        for expected, item in zip(load_pair(pair), (hazy, clean), strict=True):
+            assert item.shape() == expected.shape
+            np.testing.assert_array_equal(item.load(), expected)
 
 
 def test_what_tfds_itself_decodes_is_the_same_too(sots, built):
@@ -60,7 +60,7 @@ def test_what_tfds_itself_decodes_is_the_same_too(sots, built):
         assert example["name"].decode() == pair.name
 
 
-def test_pictures_keep_the_bytes_of_their_files_where_they_can(sots, built):
+def test_images_keep_the_bytes_of_their_files_where_they_can(sots, built):
     source = builders._source(built / "dehazing_pairs" / "sots_indoor" / "1.0.0", "test")
     assert source[0]["hazy"] == (sots / "hazy" / "1400_1.png").read_bytes()
     assert source[3]["hazy"] == (sots / "hazy" / "1401_1.jpg").read_bytes()
@@ -68,7 +68,7 @@ def test_pictures_keep_the_bytes_of_their_files_where_they_can(sots, built):
     assert source[0]["clean"][:4] == b"\x89PNG" != (sots / "gt" / "1400.png").read_bytes()
 
 
-def test_a_shared_clean_picture_is_one_and_pictures_travel_between_processes(built):
+def test_a_shared_clean_image_is_one_and_images_travel_between_processes(built):
     found = builders.find_built(built / "dehazing_pairs", "sots_indoor")
     assert len({clean for _, _, clean in found}) == 2 and len({hazy for _, hazy, _ in found}) == 6
     hazy = pickle.loads(pickle.dumps(found[0][1]))
@@ -81,8 +81,8 @@ def test_real_pairs_survive(shared, tmp_path):
     for pair, (_, hazy, clean) in zip(
         find_pairs(root, "its")[0], builders.find_built(tmp_path, "its"), strict=True
     ):
-        for image, picture in zip(load_pair(pair), (hazy, clean), strict=True):
-            np.testing.assert_array_equal(picture.load(), image)
+        for expected, item in zip(load_pair(pair), (hazy, clean), strict=True):
+            np.testing.assert_array_equal(item.load(), expected)
 
 
 def test_sets_with_splits_have_them(tmp_path):

@@ -69,9 +69,9 @@ def test_a_sky_lies_at_its_depth_and_the_scene_stays(top, is_sky):
 
 def test_photographs_are_there_and_disjoint():
     assert not {file for _, file in SPLITS["train"]} & {file for _, file in SPLITS["test"]}
-    pictures = photographs("test")
-    assert [name for name, _, _ in pictures] == ["motorcycle", "coffee"]
-    for _, clean, depth in pictures:
+    images = photographs("test")
+    assert [name for name, _, _ in images] == ["motorcycle", "coffee"]
+    for _, clean, depth in images:
         assert clean.dtype == np.uint8 and clean.shape == (*depth.shape, 3)
         assert np.isfinite(depth).all() and depth.min() > 0
         assert depth.max() == 1

@@ -25,13 +25,13 @@ CROP = CropSpec(size=16)
 
 
 def _coordinates(i):
-    """A picture whose pixels say where they are: (row, column, picture)."""
+    """An image whose pixels say where they are: (row, column, image)."""
     rows, columns = np.indices(SIZES[i])
     return np.stack([rows, columns, np.full_like(rows, 10 * i)], -1).astype(np.uint8)
 
 
 def _data(kind, count=7):
-    pictures = [InMemory(f"clean {i}", _coordinates(i)) for i in range(count)]
+    images = [InMemory(f"clean {i}", _coordinates(i)) for i in range(count)]
     if kind == "pairs":
         partners = [InMemory(f"hazy {i}", 255 - _coordinates(i)) for i in range(count)]
         elements = [(count + i, i) for i in range(count)]
@@ -41,7 +41,7 @@ def _data(kind, count=7):
             InMemory(f"depth {i}", np.rint(ramp * 65535).astype(np.uint16)) for i, ramp in enumerate(ramps)
         ]
         elements = [(i, count + i) if kind == "depth" else (i,) for i in range(count)]
-    store = Undecoded(pictures + partners, progress=False)
+    store = Undecoded(images + partners, progress=False)
     names = tuple(str(i) for i in range(count))
     return DataSet(kind, store, np.asarray(elements), names, f"fingerprint of {kind} {count}")
 
@@ -60,8 +60,8 @@ def _equal(a, b):
             np.testing.assert_array_equal(left[name], right[name])
 
 
-def _pictures(batch):
-    """Which picture every crop of a batch is from."""
+def _images(batch):
+    """Which image every crop of a batch is from."""
     return (batch["clean"][:, 0, 0, 2] // 10).tolist()
 
 
@@ -71,12 +71,12 @@ def test_batches_are_uint8_crops_of_partners_at_the_same_place(kind):
     for batch in _take(Batches(_data(kind), CROP, 8), 5):
         for hazy, clean in zip(batch["hazy"], batch["clean"], strict=True):
             assert hazy.shape == clean.shape == (16, 16, 3) and hazy.dtype == clean.dtype == np.uint8
-            picture = clean[0, 0, 2] // 10
+            image = clean[0, 0, 2] // 10
             flipped = clean[0, 0, 1] > clean[0, 1, 1]
             unflipped = clean[:, ::-1] if flipped else clean
             top, left = unflipped[0, 0, :2]
-            np.testing.assert_array_equal(unflipped, _coordinates(picture)[top : top + 16, left : left + 16])
-            seen.add((picture, bool(flipped)))
+            np.testing.assert_array_equal(unflipped, _coordinates(image)[top : top + 16, left : left + 16])
+            seen.add((image, bool(flipped)))
             if kind == "pairs":
                 np.testing.assert_array_equal(hazy, 255 - clean)
     assert {flipped for _, flipped in seen} == {False, True}
@@ -96,10 +96,8 @@ def test_crops_reach_every_place():
 
 
 @pytest.mark.parametrize("size", [3, 7, 10])
-def test_every_picture_once_an_epoch_in_a_new_order(size):
-    order = [
-        picture for batch in _take(Batches(_data("pairs"), CROP, size), 7 * 4) for picture in _pictures(batch)
-    ]
+def test_every_image_once_an_epoch_in_a_new_order(size):
+    order = [image for batch in _take(Batches(_data("pairs"), CROP, size), 7 * 4) for image in _images(batch)]
     epochs = [order[i : i + 7] for i in range(0, len(order) - 6, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -107,7 +105,7 @@ def test_every_picture_once_an_epoch_in_a_new_order(size):
 
 def test_another_seed_another_order_and_other_crops():
     first, second = (_take(Batches(_data("pairs"), CROP, 7, seed=seed), 3) for seed in (0, 1))
-    assert [_pictures(b) for b in first] != [_pictures(b) for b in second]
+    assert [_images(b) for b in first] != [_images(b) for b in second]
     _equal(first, _take(Batches(_data("pairs"), CROP, 7, seed=0), 3))
 
 
@@ -256,22 +254,22 @@ def test_batches_go_to_the_devices_of_the_sharding():
     assert batch["hazy"].sharding == sharding and batch["hazy"].shape == (4, 16, 16, 3)
 
 
-def test_pictures_alone():
+def test_images_alone():
     (batch,) = _take(Batches(_data("images"), CROP, 5), 1)
     assert batch.keys() == {"image"} and batch["image"].shape == (5, 16, 16, 3)
 
 
-def test_scaled_crops_show_more_of_the_picture():
+def test_scaled_crops_show_more_of_the_image():
     extents = set()
     for batch in _take(Batches(_data("pairs", 5), CropSpec(16, flip=False, scale=(0.5, 1.0)), 8), 8):
         assert batch["clean"].shape == (8, 16, 16, 3)
         np.testing.assert_allclose(batch["hazy"], 255.0 - batch["clean"], atol=1)
         extents |= {int(crop[-1, 8, 0]) - int(crop[0, 8, 0]) for crop in batch["clean"]}
-    # Half the scale sees 31 of a picture's rows or all there are; full scale sees 15 steps.
+    # Half the scale sees 31 of an image's rows or all there are; full scale sees 15 steps.
     assert min(extents) <= 16 and 22 <= max(extents) <= 32
 
 
-def test_haze_is_the_scattering_model_over_the_depth_of_the_whole_picture():
+def test_haze_is_the_scattering_model_over_the_depth_of_the_whole_image():
     data, spec = _data("depth"), HazeSpec(airlight=(0.8, 0.8), beta=(1.2, 1.2))
     for batch in _take(Batches(data, CropSpec(16, flip=False), 8, haze=spec), 3):
         for hazy, clean in zip(batch["hazy"], batch["clean"], strict=True):
@@ -282,7 +280,7 @@ def test_haze_is_the_scattering_model_over_the_depth_of_the_whole_picture():
 
 
 def test_airlight_and_beta_are_drawn_anew_for_every_crop():
-    """Where the depth is 1 the picture is J·e^(−β) + A(1−e^(−β)): two pixels of one crop give A and β."""
+    """Where the depth is 1 the image is J·e^(−β) + A(1−e^(−β)): two pixels of one crop give A and β."""
     columns = np.indices((16, 16))[1]
     clean = np.where((columns < 8)[..., None], [0, 0, 0], [255, 255, 255]).astype(np.uint8)
     items = [InMemory("clean", clean), InMemory("depth", np.full((16, 16), 65535, np.uint16))]
@@ -313,7 +311,7 @@ def test_airlight_and_beta_are_drawn_anew_for_every_crop():
         ({"light": (0.7, 1.0)}, True),
     ],
 )
-def test_broader_haze_changes_training_pictures_and_never_evaluation(change, touches_clean):
+def test_broader_haze_changes_training_images_and_never_evaluation(change, touches_clean):
     data, plain, broad = _data("depth"), HazeSpec(), HazeSpec(**change)
     crops = [_take(Batches(data, CROP, 16, haze=spec), 1)[0] for spec in (plain, broad)]
     assert (crops[0]["hazy"] != crops[1]["hazy"]).any()
@@ -379,25 +377,25 @@ def test_light_dims_scene_and_airlight_alike_evenly_or_not_and_leaves_white_haze
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
-def test_evaluation_gives_every_picture_once_over_processes(count):
+def test_evaluation_gives_every_image_once_over_processes(count):
     data = _data("depth")
     whole = list(Evaluation(data))
     parts = [Evaluation(data, process_index=i, process_count=count) for i in range(count)]
     assert sum(len(part) for part in parts) == parts[0].total == 7
-    found = sorted((picture for part in parts for picture in part), key=lambda picture: picture["index"])
+    found = sorted((image for part in parts for image in part), key=lambda image: image["index"])
     _equal(found, whole)
-    assert [picture["name"] for picture in whole] == [str(i) for i in range(7)]
-    for i, picture in enumerate(whole):
-        np.testing.assert_array_equal(picture["clean"], _coordinates(i))
-        assert picture["hazy"].shape == (*SIZES[i], 3)
+    assert [image["name"] for image in whole] == [str(i) for i in range(7)]
+    for i, image in enumerate(whole):
+        np.testing.assert_array_equal(image["clean"], _coordinates(i))
+        assert image["hazy"].shape == (*SIZES[i], 3)
     _equal([Evaluation(data)[4]], [whole[4]])
 
 
 def test_evaluation_of_pairs_and_its_limit():
-    pictures = list(Evaluation(_data("pairs"), limit=3))
-    assert [picture["index"] for picture in pictures] == [0, 1, 2]
-    for picture in pictures:
-        np.testing.assert_array_equal(picture["hazy"], 255 - picture["clean"])
+    images = list(Evaluation(_data("pairs"), limit=3))
+    assert [image["index"] for image in images] == [0, 1, 2]
+    for image in images:
+        np.testing.assert_array_equal(image["hazy"], 255 - image["clean"])
     assert Evaluation(_data("pairs"), limit=99).total == 7
     with pytest.raises(ValueError, match="cannot be scored"):
         Evaluation(_data("images"))
@@ -409,7 +407,7 @@ def test_evaluation_haze_follows_its_seed():
     assert (a != b).any()
 
 
-def test_the_whole_picture_may_be_the_crop_but_not_less():
+def test_the_whole_image_may_be_the_crop_but_not_less():
     _take(Batches(_data("pairs"), CropSpec(24), 4), 1)
     with pytest.raises(
         ValueError, match=r"crop of 25×25 is larger than 2 of 7 images, first 0 \(height 24, width 33\)"

@@ -1,4 +1,4 @@
-"""Pictures with depth: the same from folders and tars, in RESIDE's frame and with RESIDE's haze."""
+"""Images with depth: the same from folders and tars, in RESIDE's frame and with RESIDE's haze."""
 
 import io
 import tarfile

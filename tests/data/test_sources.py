@@ -34,7 +34,7 @@ def _noise(seed, *shape):
 
 @pytest.fixture
 def sots(tmp_path):
-    """Two scenes of three haze levels, the clean pictures with SOTS's border of 10 px."""
+    """Two scenes of three haze levels, the clean images with SOTS's border of 10 px."""
     for scene in (1400, 1401):
         _save(tmp_path / "sots" / "gt" / f"{scene}.png", _noise(scene, 44, 52, 3))
         for level in (1, 2, 3):
@@ -60,12 +60,12 @@ def _open(source, root, tmp_path, cached=True, **options):
 def test_folders_give_the_pairs_of_find_pairs(sots, tmp_path, cached):
     data = _open("folders", sots, tmp_path, cached, dataset="sots_indoor")
     pairs, _ = find_pairs(sots, "sots_indoor", progress=False)
-    assert data.kind == "pairs" and len(data) == 6 and len(data.store) == 8  # each clean picture once
+    assert data.kind == "pairs" and len(data) == 6 and len(data.store) == 8  # each clean image once
     assert data.names == tuple(pair.name for pair in pairs) and data.report.pair_count == 6
-    for pair, picture in zip(pairs, Evaluation(data), strict=True):
+    for pair, image in zip(pairs, Evaluation(data), strict=True):
         hazy, clean = load_pair(pair)
-        np.testing.assert_array_equal(picture["hazy"], hazy)
-        np.testing.assert_array_equal(picture["clean"], clean)
+        np.testing.assert_array_equal(image["hazy"], hazy)
+        np.testing.assert_array_equal(image["clean"], clean)
 
 
 def test_the_cache_gives_ten_times_the_crops_of_png_files(tmp_path):
@@ -96,12 +96,12 @@ def test_a_tfds_build_is_the_same_data_set(sots, tmp_path):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_rgbd_gives_framed_pictures_of_the_wanted_ids(nyu, tmp_path, cached):
+def test_rgbd_gives_framed_images_of_the_wanted_ids(nyu, tmp_path, cached):
     data = _open("rgbd", nyu, tmp_path, cached, ids=(2, 3))
     assert data.kind == "depth" and data.names == ("2", "3")
-    for i, picture in enumerate(Evaluation(data)):
-        np.testing.assert_array_equal(picture["clean"], _noise(i + 1, 24, 32, 3)[:, ::-1][1:23, 2:30])
-        assert picture["hazy"].shape == (22, 28, 3)
+    for i, image in enumerate(Evaluation(data)):
+        np.testing.assert_array_equal(image["clean"], _noise(i + 1, 24, 32, 3)[:, ::-1][1:23, 2:30])
+        assert image["hazy"].shape == (22, 28, 3)
 
 
 def test_roots_are_joined_and_one_named_twice_counts_twice_but_is_held_once(nyu, tmp_path):
@@ -131,10 +131,10 @@ def test_photographs_and_measured_depth_mix(nyu, tmp_path):
 def test_photographs_of_installed_packages(tmp_path):
     data = _open("photographs", "", tmp_path, split="test")
     assert not (tmp_path / "cache").exists()  # they are in memory
-    for (name, clean, depth), picture in zip(photographs("test"), Evaluation(data), strict=True):
-        assert picture["name"] == name
-        np.testing.assert_array_equal(picture["clean"], clean)
-        assert picture["hazy"].shape == (*depth.shape, 3)
+    for (name, clean, depth), image in zip(photographs("test"), Evaluation(data), strict=True):
+        assert image["name"] == name
+        np.testing.assert_array_equal(image["clean"], clean)
+        assert image["hazy"].shape == (*depth.shape, 3)
 
 
 def test_images_are_found_in_folders_and_sets_with_depth(nyu, tmp_path):
@@ -203,7 +203,7 @@ def test_a_path_may_contain_a_comma_or_the_home_folder(nyu, tmp_path, monkeypatc
     assert len(_open("images", f"{tmp_path / 'c'},~/c", tmp_path)) == 8
 
 
-def test_a_frame_larger_than_the_pictures_is_refused(nyu, tmp_path, monkeypatch):
+def test_a_frame_larger_than_the_images_is_refused(nyu, tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"rgb/0\.png: 24×32 .* smaller than the frame .* 'whole'"):
         _open("rgbd", nyu, tmp_path)

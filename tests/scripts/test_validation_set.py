@@ -16,17 +16,17 @@ def small_set(*arguments):
     return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
 
 
-def picture(path, value, size):
+def image(path, value, size):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path)
 
 
 def test_pairs_of_several_sets_become_one(tmp_path):
     for scene in (1300, 1301, 1302):
-        picture(tmp_path / "sots" / "hazy" / f"{scene}_1.png", scene - 1200, (80, 64))
-        picture(tmp_path / "sots" / "gt" / f"{scene}.png", scene - 1280, (100, 84))
-    picture(tmp_path / "mine" / "hazy" / "a.png", 9, (48, 48))
-    picture(tmp_path / "mine" / "clean" / "a.png", 3, (48, 48))
+        image(tmp_path / "sots" / "hazy" / f"{scene}_1.png", scene - 1200, (80, 64))
+        image(tmp_path / "sots" / "gt" / f"{scene}.png", scene - 1280, (100, 84))
+    image(tmp_path / "mine" / "hazy" / "a.png", 9, (48, 48))
+    image(tmp_path / "mine" / "clean" / "a.png", 3, (48, 48))
     sets = (f"--set=sots_indoor={tmp_path / 'sots'}:2", f"--set=folders={tmp_path / 'mine'}")
     done = small_set(f"--output={tmp_path / 'V'}", *sets)
     assert done.returncode == 0 and "3 pairs" in done.stdout, done.stderr
@@ -43,10 +43,10 @@ def test_pairs_of_several_sets_become_one(tmp_path):
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
 
 
-def test_light_dims_both_pictures_of_a_pair_alike(tmp_path):
+def test_light_dims_both_images_of_a_pair_alike(tmp_path):
     for number in range(12):
-        picture(tmp_path / "mine" / "hazy" / f"room{number}.png", 200, (48, 48))
-        picture(tmp_path / "mine" / "clean" / f"room{number}.png", 100, (48, 48))
+        image(tmp_path / "mine" / "hazy" / f"room{number}.png", 200, (48, 48))
+        image(tmp_path / "mine" / "clean" / f"room{number}.png", 100, (48, 48))
     sets = f"--set=folders={tmp_path / 'mine'}"
     done = small_set(f"--output={tmp_path / 'V'}", sets, "--light=0.4,0.8")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The same picture under two names, told by the content of the files."""
+"""The same image under two names, told by the content of the files."""
 
 import hashlib
 import os

@@ -7,6 +7,7 @@ copies of them carry.
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +34,19 @@ class KeyRule:
     clean: Callable[[str], str]
 
 
+def _whole(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem)  # macOS spells ü as u and two dots
+
+
 def _number(text: str) -> str:
-    return str(int(text)) if text.isdecimal() else text
+    return str(int(text)) if text.isdecimal() else _whole(text)
 
 
 def _without_role(stem: str) -> str:
     return _number(re.sub(r"[\W_]+", "_", _ROLE.sub("", stem)).strip("_"))
 
 
-SAME_NAME = KeyRule("the whole name", str, str)
+SAME_NAME = KeyRule("the whole name", _whole, _whole)
 BEFORE_UNDERSCORE = KeyRule(
     "the name before the first “_”", lambda stem: _number(stem.split("_")[0]), _number
 )
@@ -60,6 +65,7 @@ class Layout:
     numbers: Mapping[str, range] = field(default_factory=dict)
     name: re.Pattern[str] | None = None
     levels: bool = False
+    darkened: bool = False  # the degraded images are darker than the clean ones
     only_split: str = "train"  # what a set without splits of its own is, for TFDS
 
     @property
@@ -68,7 +74,7 @@ class Layout:
         return tuple(self.split_hints)
 
     def names_most(self, stems: Sequence[str]) -> bool:
-        """Whether more than half of the degraded pictures are named as this set names them."""
+        """Whether more than half of the degraded images are named as this set names them."""
         return self.name is not None and 2 * sum(map(bool, map(self.name.fullmatch, stems))) > len(stems)
 
 
@@ -122,6 +128,8 @@ LAYOUTS: Mapping[str, Layout] = {
         (SAME_NAME,),
         split_hints={"train": ("our485", "train"), "test": ("eval15", "test")},
         counts={"train": 485, "test": 15},
+        name=re.compile(r"\d{1,3}"),
+        darkened=True,
     ),
     "lol_v2_real": Layout(
         "LOL-v2 Real",
@@ -129,6 +137,8 @@ LAYOUTS: Mapping[str, Layout] = {
         hints=("real",),
         split_hints={"train": ("train",), "test": ("test",)},
         counts={"train": 689, "test": 100},
+        name=re.compile(r"(?:low)?\d{5}"),
+        darkened=True,
     ),
     "folders": Layout("two folders", (SAME_NAME, WITHOUT_ROLE, BEFORE_UNDERSCORE), split_hints=_ANY_SPLIT),
 }
@@ -142,14 +152,15 @@ def layout_of(dataset: str) -> Layout:
 
 
 def find_folders(root: Path, dataset: str, split: str | None) -> tuple[Path, Path]:
-    """The folders of degraded and clean pictures at or under `root` (the same one twice where flat).
+    """The folders of degraded and clean images at or under `root` (the same one twice where flat).
 
     Raises: FileNotFoundError when `root` does not exist; ValueError when it holds no such folders, or
     several that fit equally well.
     """
     layout = layout_of(dataset)
     if not root.exists():
-        raise FileNotFoundError(2, "no such folder (of a data set)", str(root))
+        hint = "; a backslash is part of a name here, separate folders by /" if "\\" in str(root) else ""
+        raise FileNotFoundError(2, f"no such folder (of a data set){hint}", str(root))
     if not root.is_dir():
         raise ValueError(
             f"{root}: expected a folder, “hazyDir|cleanDir” or a .txt list of “hazy|clean” lines"
@@ -171,24 +182,24 @@ def find_folders(root: Path, dataset: str, split: str | None) -> tuple[Path, Pat
     )
 
 
-def list_pictures(folder: Path) -> tuple[list[Path], list[str]]:
-    """(pictures by extension, names of other visible files) directly in `folder`, in natural order."""
-    pictures, others = [], []
+def list_images(folder: Path) -> tuple[list[Path], list[str]]:
+    """(images by extension, names of other visible files) directly in `folder`, in natural order."""
+    images, others = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "Thumbs.db" or not entry.is_file():
                 continue
             path = Path(entry.path)
-            (pictures if path.suffix.lower() in EXTENSIONS else others).append(path)
-    return sorted(pictures, key=natural_order), sorted(path.name for path in others)
+            (images if path.suffix.lower() in EXTENSIONS else others).append(path)
+    return sorted(images, key=natural_order), sorted(path.name for path in others)
 
 
-def split_flat(pictures: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Part the pictures of one flat folder by their names into (degraded, clean, neither)."""
-    degraded = [path for path in pictures if _DEGRADED_ROLE.search(path.stem)]
-    clean = [path for path in pictures if path not in set(degraded) and _CLEAN_ROLE.search(path.stem)]
+def split_flat(images: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Part the images of one flat folder by their names into (degraded, clean, neither)."""
+    degraded = [path for path in images if _DEGRADED_ROLE.search(path.stem)]
+    clean = [path for path in images if path not in set(degraded) and _CLEAN_ROLE.search(path.stem)]
     known = {*degraded, *clean}
-    return degraded, clean, [path for path in pictures if path not in known]
+    return degraded, clean, [path for path in images if path not in known]
 
 
 def natural_order(path: Path) -> list[tuple[int, int | str]]:
@@ -212,7 +223,7 @@ def _folders_in(folder: Path) -> tuple[Path, Path] | None:
     if degraded and clean:
         return folder / degraded[0], folder / clean[0]
     if not degraded and not clean:
-        hazy, good, _ = split_flat(list_pictures(folder)[0])
+        hazy, good, _ = split_flat(list_images(folder)[0])
         if hazy and good:
             return folder, folder
     return None

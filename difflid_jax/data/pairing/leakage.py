@@ -1,30 +1,38 @@
-"""Test pictures among the training pictures: equal files, and equal photographs encoded or cropped anew."""
+"""Test images in a training set: equal files, and equal photographs that were encoded or cropped anew."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from difflid_jax.data.pairing.duplicates import same_content
-from difflid_jax.data.pairing.pairs import Pair, in_threads, load_clean
+from difflid_jax.data.pairing.pairs import Pair, load_clean
 from difflid_jax.data.pairing.report import Finding
+from difflid_jax.data.threads import in_threads
 
-# Correlation of two thumbnails above which they show the same photograph. Among the 1,399 NYU pictures of
-# RESIDE ITS the two most alike reach 0.883; RESIDE's own files of two of them, which are PNG, mirrored and
+# Correlation of two thumbnails above which they show the same photograph. Among the 1,399 NYU images of
+# RESIDE ITS the two most similar reach 0.883; RESIDE's own files of two of them, which are PNG, mirrored and
 # without NYU's border, reach 0.99997.
 SAME_PHOTOGRAPH = 0.95
 _SIDE = 24
-_BORDER = 10  # what RESIDE cuts off NYU's pictures on every side
+_BORDER = 10  # pixels that RESIDE cuts off NYU's images on every side
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A clean image to compare: its name in messages, and how to get its pixels, uint8 (H,W,3)."""
+
+    name: str
+    load: Callable[[], np.ndarray]
 
 
 def find_leaks(
     train: Sequence[Pair], test: Sequence[Pair], *, thorough: bool = True, progress: bool = True
 ) -> list[Finding]:
-    """Look for pictures of `test` in `train`.
+    """Warnings for images of `test` that are in `train`; none if the two are disjoint.
 
-    Files are compared byte by byte; thorough also decodes the clean pictures and compares thumbnails, also
-    mirrored and with RESIDE's border cut off, which finds copies in another format, size or frame.
-    Returns findings (warnings), none when the two are disjoint.
+    Files are compared byte by byte. `thorough` also compares the photographs, see `same_photographs`.
     """
     names = {path: "train" for pair in train for path in (pair.hazy, pair.clean)}
     both = [path for pair in test for path in (pair.hazy, pair.clean) if path in names]
@@ -38,27 +46,37 @@ def find_leaks(
     if equal:
         findings.append(Finding("warning", f"{len(equal)} test files are also training files", tuple(equal)))
     if thorough and train and test:
-        alike = _same_photographs(train, test, progress)
+        alike = [
+            f"{scored.name} shows {trained.name}"
+            for scored, trained in same_photographs(_photos(train), _photos(test), progress=progress)
+            if scored.name != trained.name
+        ]
         if alike:
             words = f"{len(alike)} test photographs are also among the training photographs"
             findings.append(Finding("warning", words, tuple(alike)))
     return findings
 
 
-def _same_photographs(train: Sequence[Pair], test: Sequence[Pair], progress: bool) -> list[str]:
-    train_files = list({(pair.clean, pair.crop): pair for pair in train}.values())
-    test_files = list({(pair.clean, pair.crop): pair for pair in test}.values())
-    known = np.stack(in_threads(_thumbnails, train_files, "comparing with training pictures", progress))
-    asked = np.stack(in_threads(_thumbnails, test_files, "comparing test pictures", progress))
+def same_photographs(
+    train: Sequence[Photo], test: Sequence[Photo], *, progress: bool = True
+) -> list[tuple[Photo, Photo]]:
+    """(test, train) photos that show the same photograph, at most one for each of `test`.
+
+    Thumbnails are compared, also mirrored and without RESIDE's border, which finds copies in another
+    format, size or frame. Every image is decoded.
+    """
+    known = np.stack(in_threads(_thumbnails, train, "comparing with training images", progress))
+    asked = np.stack(in_threads(_thumbnails, test, "comparing test images", progress))
     mirrored = asked.reshape(*asked.shape[:2], _SIDE, _SIDE)[..., ::-1].reshape(asked.shape)
     # (train, frame) × (test, frame): the best agreement over frames and mirroring.
     likeness = np.maximum(_likeness(known, asked), _likeness(known, mirrored))
     best = likeness.argmax(axis=0)
-    return [
-        f"{pair.clean} shows {train_files[i].clean}"
-        for j, (pair, i) in enumerate(zip(test_files, best, strict=True))
-        if likeness[i, j] > SAME_PHOTOGRAPH and pair.clean != train_files[i].clean
-    ]
+    return [(test[j], train[i]) for j, i in enumerate(best) if likeness[i, j] > SAME_PHOTOGRAPH]
+
+
+def _photos(pairs: Sequence[Pair]) -> list[Photo]:
+    each = {(pair.clean, pair.crop): pair for pair in pairs}.values()
+    return [Photo(str(pair.clean), lambda pair=pair: load_clean(pair)) for pair in each]
 
 
 def _likeness(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -66,9 +84,9 @@ def _likeness(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     return np.max([whole @ asked[:, 0].T, framed @ asked[:, 0].T, whole @ asked[:, 1].T], axis=0)
 
 
-def _thumbnails(pair: Pair) -> np.ndarray:
-    """(2, side²) float32, zero mean and unit length: the picture, and the picture without its border."""
-    grey = Image.fromarray(load_clean(pair)).convert("L")
+def _thumbnails(photo: Photo) -> np.ndarray:
+    """(2, side²) float32, zero mean and unit length: the image, and the image without its border."""
+    grey = Image.fromarray(photo.load()).convert("L")
     border = _BORDER if min(grey.size) > 20 * _BORDER else 0
     framed = grey.crop((border, border, grey.width - border, grey.height - border))
     thumbnails = [

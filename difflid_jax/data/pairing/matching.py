@@ -1,20 +1,22 @@
-"""Which pictures are partners, by their names alone: in folders by key, in a list line by line."""
+"""Which images are partners, by their names alone: in folders by key, in a list line by line."""
 
+import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from difflid_jax.data.pairing.layouts import KeyRule, Layout, find_folders, list_pictures, split_flat
+from difflid_jax.data.pairing.layouts import KeyRule, Layout, find_folders, list_images, split_flat
 from difflid_jax.data.pairing.report import Report, counted
 
 _WHOLE_ITS = 13_990
-OLD_ITS = "the older ITS “v0” has 110,000 hazy pictures and another protocol: get the standard ITS (13,990)"
+OLD_ITS = "the older ITS “v0” has 110,000 hazy images and another protocol: get the standard ITS (13,990)"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A hazy picture and its clean partner; `crop` (top, left, height, width) is cut from the clean one."""
+    """A hazy image and its clean partner; `crop` (top, left, height, width) is cut from the clean one."""
 
     name: str
     hazy: Path
@@ -23,7 +25,7 @@ class Pair:
 
 
 def pairs_of_list(path: Path, report: Report) -> tuple[list[Path], list[Pair]]:
-    """(hazy pictures, pairs) of a file of “hazy|clean” lines; what is wrong with it goes to the report.
+    """(hazy images, pairs) of a file of “hazy|clean” lines; what is wrong with it goes to the report.
 
     Raises: ValueError when it is empty or a line is malformed; OSError when it cannot be read.
     """
@@ -37,9 +39,10 @@ def pairs_of_list(path: Path, report: Report) -> tuple[list[Path], list[Pair]]:
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != 2 or not all(parts):
             raise ValueError(f"{path}: line {number} is {line[:80]!r}; expected “hazy|clean”")
-        hazy, clean = (path.parent / part for part in parts)
+        hazy, clean = (_in_its_form(path.parent / os.path.expanduser(part)) for part in parts)
         if gone := [str(file) for file in (hazy, clean) if not file.is_file()]:
-            missing.append(f"line {number}: {' and '.join(gone)} not found")
+            hint = " (separate folders by / instead of \\)" if "\\" in line else ""
+            missing.append(f"line {number}: {' and '.join(gone)} not found{hint}")
         elif hazy in pairs:
             again.append(f"line {number}: {parts[0]}")
         else:
@@ -50,12 +53,18 @@ def pairs_of_list(path: Path, report: Report) -> tuple[list[Path], list[Pair]]:
         report.add("omitted", f"files of {counted(len(missing), 'line')} of the list are missing", missing)
         report.absent += len(missing)
     if again:
-        report.add("error", f"{counted(len(again), 'line')} of the list name a hazy picture again", again)
+        report.add("error", f"{counted(len(again), 'line')} of the list name a hazy image again", again)
     found = list(pairs.values())
     if len({hazy.stem for hazy in pairs}) == len(pairs):  # else the whole path tells them apart
         found = [Pair(pair.hazy.stem, pair.hazy, pair.clean) for pair in found]
     report.hazy_count, report.clean_count = len(pairs), len({pair.clean for pair in found})
     return list(pairs), found
+
+
+def _in_its_form(path: Path) -> Path:
+    """The path in the Unicode form (NFC or NFD) in which the file exists; unchanged if in neither."""
+    forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
+    return next((form for form in forms if form.is_file()), path)
 
 
 def _lines(path: Path) -> list[str]:
@@ -68,9 +77,9 @@ def _lines(path: Path) -> list[str]:
 def pairs_of_folders(
     root: str, layout: Layout, split: str | None, report: Report
 ) -> tuple[list[Path], list[Pair]]:
-    """(hazy pictures, pairs) at or under `root`, or of “hazyDir|cleanDir”; what is wrong goes to the report.
+    """(hazy images, pairs) at or under `root`, or of “hazyDir|cleanDir”; what is wrong goes to the report.
 
-    Raises: ValueError or FileNotFoundError when there are no such folders or no pictures, and for ITS “v0”.
+    Raises: ValueError or FileNotFoundError when there are no such folders or no images, and for ITS “v0”.
     """
     if "|" in root and not Path(root).exists():
         parts = [Path(part.strip()) for part in root.split("|")]
@@ -78,25 +87,25 @@ def pairs_of_folders(
             raise ValueError(f"{root}: expected “hazyDir|cleanDir”")
         for part in parts:
             if not part.is_dir():
-                raise FileNotFoundError(2, "no such folder of pictures", str(part))
+                raise FileNotFoundError(2, "no such folder of images", str(part))
         degraded, clean = parts
     else:
         degraded, clean = find_folders(Path(root), report.dataset, split)
     report.folders = (degraded,) if degraded == clean else (degraded, clean)
-    hazy_files, others = list_pictures(degraded)
+    hazy_files, others = list_images(degraded)
     if degraded == clean:
         hazy_files, clean_files, strangers = split_flat(hazy_files)
         others += [path.name for path in strangers]
     else:
-        clean_files, more = list_pictures(clean)
+        clean_files, more = list_images(clean)
         others += more
     if others:
         report.add("note", f"{counted(len(others), 'other file')} left alone", others)
     for folder, files in ((degraded, hazy_files), (clean, clean_files)):
         if not files:
-            raise ValueError(f"{folder}: no pictures in this folder (expected PNG, JPEG, BMP, WebP or TIFF)")
+            raise ValueError(f"{folder}: no images in this folder (expected PNG, JPEG, BMP, WebP or TIFF)")
     if report.dataset == "its" and len(hazy_files) > _WHOLE_ITS:
-        raise ValueError(f"{root}: {len(hazy_files):,} hazy pictures; {OLD_ITS}")
+        raise ValueError(f"{root}: {len(hazy_files):,} hazy images; {OLD_ITS}")
     hazy_files = _one_per_stem(hazy_files, report)
     clean_files = _one_per_stem(clean_files, report)
     rule = _best_rule(layout.rules, hazy_files, clean_files)
@@ -113,7 +122,7 @@ def _of_split(
     keys = {path: rule.degraded(path.stem) for path in hazy} | {path: rule.clean(path.stem) for path in clean}
     unnumbered = [str(path) for path, key in keys.items() if not key.isdecimal()]
     if unnumbered:
-        report.add("omitted", f"{counted(len(unnumbered), 'picture')} without a number", unnumbered)
+        report.add("omitted", f"{counted(len(unnumbered), 'image')} without a number", unnumbered)
         report.absent += len(unnumbered)
     kept = {path: int(key) for path, key in keys.items() if key.isdecimal() and int(key) in numbers}
     gone = [str(number) for number in numbers if number not in kept.values()]
@@ -128,7 +137,7 @@ def _one_per_stem(files: list[Path], report: Report) -> list[Path]:
     again = [f"{path.name} beside {first[path.stem].name}" for path in files
              if first.setdefault(path.stem, path) is not path]  # fmt: skip
     if again:
-        words = f"{counted(len(again), 'picture')} left out, of a name that another extension has too"
+        words = f"{counted(len(again), 'image')} left out, of a name that another extension has too"
         report.add("omitted", words, again)
         report.absent += len(again)
     return list(first.values())
@@ -160,9 +169,9 @@ def _match(rule: KeyRule, hazy_files: list[Path], clean_files: list[Path], repor
     unused = [f"{path} has no hazy partner" for k, paths in by_key.items() if k not in used for path in paths]
     report.add("note", f"partners share {rule.words}")
     if lonely or unused:
-        words = f"{counted(len(lonely) + len(unused), 'picture')} without a partner"
+        words = f"{counted(len(lonely) + len(unused), 'image')} without a partner"
         report.add("omitted", words, lonely + unused)
         report.absent += len(unused)
     if ambiguous:
-        report.add("omitted", "several clean pictures have the same key", ambiguous)
+        report.add("omitted", "several clean images have the same key", ambiguous)
     return pairs

@@ -1,19 +1,17 @@
-"""Hazy pictures and their clean partners: found by key, never by order, and checked before they are used.
+"""Hazy images and their clean partners: found by key, never by order, and checked before they are used.
 
-What goes wrong elsewhere in silence is found here and said: missing partners, an uncropped ground truth
-(which costs 15 dB), mixed versions, unreadable files, duplicates, test pictures among the training ones.
+Errors that usually stay silent are reported: missing partners, an uncropped ground truth (which costs
+15 dB), swapped folders, mixed versions, unreadable files, duplicates, test images in the training set.
 """
 
+import contextlib
 import os
-import sys
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from difflid_jax.data.pairing.duplicates import same_content
 from difflid_jax.data.pairing.layouts import (
@@ -24,21 +22,21 @@ from difflid_jax.data.pairing.layouts import (
 )
 from difflid_jax.data.pairing.matching import OLD_ITS, Pair, pairs_of_folders, pairs_of_list
 from difflid_jax.data.pairing.report import Report, check_or_raise, counted
+from difflid_jax.data.threads import in_threads
 from difflid_jax.images.files import Header, check_image, read_image
 
 __all__ = ["Pair", "Report", "check_or_raise", "find_pairs", "find_parts", "load_clean", "load_pair"]
 
 SMALLEST_SIDE = 11  # SSIM's window
+_COMPARED = 16  # pairs
+_BRIGHTER = 15  # of 255
 _SURE_MARGIN = 20  # pixels of both sides together; RESIDE's, of 640×480 to 620×460
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 def load_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """Read a pair as (hazy, clean), uint8 (H,W,3) of the same size.
 
-    Raises: ValueError naming the file for an unreadable picture, or both for unequal sizes.
+    Raises: ValueError naming the file for an unreadable image, or both for unequal sizes.
     """
     hazy, clean = read_image(pair.hazy), load_clean(pair)
     if hazy.shape != clean.shape:
@@ -47,7 +45,7 @@ def load_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_clean(pair: Pair) -> np.ndarray:
-    """The clean picture of a pair alone, cropped: uint8 (H,W,3). Raises: as `read_image`."""
+    """The clean image of a pair alone, cropped: uint8 (H,W,3). Raises: as `read_image`."""
     clean = read_image(pair.clean)
     if pair.crop is not None:
         top, left, height, width = pair.crop
@@ -67,29 +65,33 @@ def find_pairs(
 
     `root`: a folder that is or holds the data set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines
     (relative to the file). `dataset`: a name of `layouts.LAYOUTS`. `split`: "train", "test" or None for
-    what lies there. Thorough decodes every picture; otherwise headers and file ends are read, which misses
+    what lies there. Thorough decodes every image; otherwise headers and file ends are read, which misses
     only damage in the middle of a file. What cannot be used is left out and named in the report: call
     `check_or_raise` before going on.
 
-    Raises: FileNotFoundError or ValueError when there is nothing to pair (no such folder, no pictures, no
+    Raises: FileNotFoundError or ValueError when there is nothing to pair (no such folder, no images, no
     folders of the expected names) or the set is refused as a whole (ITS "v0").
     """
     layout = layout_of(dataset)
     if split not in (None, "train", "test"):
         raise ValueError(f"split must be train or test, found {split!r}")
-    root = os.fspath(root)
+    root = re.sub(
+        r"(^|\|)\s*(~[^|]*)", lambda found: found[1] + os.path.expanduser(found[2]), os.fspath(root)
+    )
     report = Report(layout.title, dataset, split, root, ())
     if Path(root).suffix.lower() == ".txt":
         hazy, candidates = pairs_of_list(Path(root), report)
     else:
         hazy, candidates = pairs_of_folders(root, layout, split, report)
     _check_names(hazy, layout, report)
-    pairs = _check_pictures(candidates, report, thorough, progress)
+    pairs = _check_images(candidates, report, thorough, progress)
     report.pair_count = len(pairs)
     if report.expected and len(pairs) != report.expected:
         words = f"{counted(len(pairs), 'usable pair')}, where {report.title} has {report.expected:,}"
         report.add("warning", words)
     _check_duplicates(pairs, report)
+    if layout.darkened:
+        _check_brightness(pairs, report)
     return pairs, report
 
 
@@ -131,10 +133,10 @@ def _is_one_part(root: str | os.PathLike, dataset: str) -> bool:
     return not any(word in below for words in layout_of(dataset).split_hints.values() for word in words)
 
 
-# The pictures themselves.
+# The images themselves.
 
 
-def _check_pictures(pairs: list[Pair], report: Report, thorough: bool, progress: bool) -> list[Pair]:
+def _check_images(pairs: list[Pair], report: Report, thorough: bool, progress: bool) -> list[Pair]:
     files = list(dict.fromkeys(path for pair in pairs for path in (pair.hazy, pair.clean)))
 
     def check(path: Path) -> Header | str:
@@ -143,7 +145,7 @@ def _check_pictures(pairs: list[Pair], report: Report, thorough: bool, progress:
         except (ValueError, OSError) as error:
             return str(error)
 
-    headers = dict(zip(files, in_threads(check, files, "checking pictures", progress), strict=True))
+    headers = dict(zip(files, in_threads(check, files, "checking images", progress), strict=True))
     users = Counter(path for pair in pairs for path in (pair.hazy, pair.clean))
     damaged = [
         problem + (f" ({counted(users[path], 'pair')})" if users[path] > 1 else "")
@@ -151,14 +153,14 @@ def _check_pictures(pairs: list[Pair], report: Report, thorough: bool, progress:
         if isinstance(problem, str)
     ]
     if damaged:
-        report.add("omitted", f"{counted(len(damaged), 'picture')} cannot be used", damaged)
+        report.add("omitted", f"{counted(len(damaged), 'image')} cannot be used", damaged)
     for kind, words in (
         ("grey", "in grey (read as RGB)"),
         ("alpha", "with an opaque alpha channel (dropped)"),
     ):
         named = [p.name for p, h in headers.items() if isinstance(h, Header) and h.kind == kind]
         if named:
-            report.add("note", f"{counted(len(named), 'picture')} {words}", named)
+            report.add("note", f"{counted(len(named), 'image')} {words}", named)
     return _check_sizes(pairs, headers, report)
 
 
@@ -179,13 +181,13 @@ def _check_sizes(pairs: list[Pair], headers: dict[Path, Header | str], report: R
         else:
             unequal.append(_unequal(pair.hazy, size, pair.clean, clean_size))
     if small:
-        words = f"{counted(len(small), 'picture')} of less than {SMALLEST_SIDE} pixels a side"
+        words = f"{counted(len(small), 'image')} of less than {SMALLEST_SIDE} pixels a side"
         report.add("omitted", words, small)
     if unequal:
         report.add("omitted", f"{counted(len(unequal), 'pair')} of unequal sizes", unequal)
     if cropped:
         sizes = [f"{counted(count, 'pair')} from {words}" for words, count in cropped.items()]
-        words = f"the clean picture of {counted(sum(cropped.values()), 'pair')} is centre-cropped"
+        words = f"the clean image of {counted(sum(cropped.values()), 'pair')} is centre-cropped"
         report.add("note", words, sizes)
     sizes = [(headers[pair.hazy].height, headers[pair.hazy].width) for pair in kept]
     if sizes:
@@ -210,7 +212,7 @@ def _centre_crop(size: tuple[int, int], clean: tuple[int, int]) -> tuple[int, in
 def _unequal(hazy: Path, size: Sequence[int], clean: Path, clean_size: Sequence[int]) -> str:
     return (
         f"{hazy} is {size[1]}×{size[0]} but {clean} is {clean_size[1]}×{clean_size[0]} (expected equal "
-        "sizes, or a clean picture with an even border; was one of them resized?)"
+        "sizes, or a clean image with an even border; was one of them resized?)"
     )
 
 
@@ -222,9 +224,10 @@ def _check_names(hazy: list[Path], layout: Layout, report: Report) -> None:
     stems = [path.stem for path in hazy]
     if layout.name and not layout.names_most(stems):
         asked = layout
-        layout = next((other for other in LAYOUTS.values() if other.names_most(stems)), asked)
+        alike = [other for other in LAYOUTS.values() if other.darkened == asked.darkened]
+        layout = next((other for other in alike if other.names_most(stems)), asked)
         if layout is not asked:
-            words = f"by their names these are the pictures of {layout.title}, not of {asked.title}"
+            words = f"by their names these are the images of {layout.title}, not of {asked.title}"
             report.add("note" if report.split == "test" else "warning", words)
             report.title = layout.title
     if layout.name and (strange := [path.name for path in hazy if not layout.name.fullmatch(path.stem)]):
@@ -234,18 +237,33 @@ def _check_names(hazy: list[Path], layout: Layout, report: Report) -> None:
     report.expected = layout.counts.get(report.split, layout.counts.get(None))
 
 
+def _check_brightness(pairs: list[Pair], report: Report) -> None:
+    """Refuse a low-light set whose dark and bright folders are swapped, by a few pairs spread over it."""
+    means = []
+    for pair in pairs[:: max(1, len(pairs) // _COMPARED)]:
+        with contextlib.suppress(ValueError):  # damage in the middle of a file is found by `thorough`
+            means.append([image.mean() for image in load_pair(pair)])
+    if means and all(low > high + _BRIGHTER for low, high in means):
+        low, high = np.mean(means, axis=0)
+        words = (
+            f"the degraded images are brighter than the clean ones (mean {low:.0f} against {high:.0f} of "
+            "255): the two folders are swapped"
+        )
+        report.add("error", words)
+
+
 def _check_duplicates(pairs: list[Pair], report: Report) -> None:
     hazy = {pair.hazy for pair in pairs}
     groups = same_content([*hazy, *(pair.clean for pair in pairs)])
     doubled = [[path.name for path in group if path in hazy] for group in groups]
     doubled = [" = ".join(sorted(names)) for names in doubled if len(names) > 1]
     if doubled:
-        words = f"{counted(len(doubled), 'degraded picture')} there more than once"
+        words = f"{counted(len(doubled), 'degraded image')} there more than once"
         report.add("warning", words, sorted(doubled))
     content = {path: number for number, group in enumerate(groups) for path in group}
     twins = [p.name for p in pairs if content.get(p.hazy, p.hazy) == content.get(p.clean, p.clean)]
     if twins:
-        report.add("warning", f"{counted(len(twins), 'pair')} of twice the same picture", twins)
+        report.add("warning", f"{counted(len(twins), 'pair')} of twice the same image", twins)
 
 
 def _check_levels(hazy: list[Path], layout: Layout, report: Report) -> None:
@@ -268,13 +286,3 @@ def _check_levels(hazy: list[Path], layout: Layout, report: Report) -> None:
     if gone:
         report.add("omitted", f"{counted(len(gone), 'haze level')} absent that other scenes have", gone)
         report.absent += len(gone)
-
-
-def in_threads(task: Callable[[S], T], items: Iterable[S], words: str, progress: bool = True) -> list[T]:
-    """`task` of every item, in order, by a pool of threads; a bar on standard error when it takes long."""
-    items = list(items)
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        results = pool.map(task, items)
-        return list(
-            tqdm(results, words, len(items), unit="file", delay=1, file=sys.stderr, disable=not progress)
-        )

@@ -33,7 +33,7 @@ class Finding:
 class Report:
     """The result of pairing one split of one data set.
 
-    `absent` counts pictures that should be there: partners, haze levels, numbers, files of a list.
+    `absent` counts images that should be there: partners, haze levels, numbers, files of a list.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Report:
 
     @property
     def left_out(self) -> int:
-        """How many pairs the set lacks: degraded pictures that are not used, and what is absent."""
+        """How many pairs the set lacks: degraded images that are not used, and what is absent."""
         return self.hazy_count - self.pair_count + self.absent
 
     @property
@@ -84,7 +84,7 @@ class Report:
         """The report in lines; at most `shown` items of every finding (None: all)."""
         lines = [f"{self.summary}"]
         lines += [f"  folder   {folder}" for folder in self.folders]
-        lines += [f"  found    {self.hazy_count} degraded and {self.clean_count} clean pictures"]
+        lines += [f"  found    {self.hazy_count} degraded and {self.clean_count} clean images"]
         if self.smallest and self.largest:
             small, large = (f"{width}×{height}" for height, width in (self.smallest, self.largest))
             lines += [f"  sizes    {small}" + (f" to {large}" if small != large else "")]
@@ -100,7 +100,7 @@ class Report:
 
 
 def counted(count: int, noun: str) -> str:
-    """'1 picture', '13,990 pictures'."""
+    """'1 image', '13,990 images'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

@@ -19,7 +19,7 @@ def photo(seed, height=20, width=24):
 
 
 def make(folder: Path, *names: str, height=20, width=24):
-    """Write a picture of its own under every name; the extension chooses the format."""
+    """Write an image of its own under every name; the extension chooses the format."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         seed = sum(map(ord, f"{folder}{name}")) * 7919 + len(name)
@@ -60,7 +60,7 @@ def test_folder_names_that_copies_carry(tmp_path, names):
     assert partners(pairs) == {"1_1_0.9.png": "1.png", "2_1_1.png": "2.png"}
 
 
-def test_clean_pictures_named_like_the_hazy_ones(tmp_path):
+def test_clean_images_named_like_the_hazy_ones(tmp_path):
     for folder in ("hazy", "gt"):
         make(tmp_path / "nyuhaze500" / folder, "1400_1.png", "1400_2.png", "1401_1.png", "1401_2.png")
     pairs, report = found(tmp_path, "sots_indoor", "test")
@@ -129,6 +129,45 @@ def test_lol_v2_real_in_both_namings_and_without_the_synthetic_part(tmp_path, pr
     assert len(train) == 2 and all("Real_captured/Train" in str(pair.hazy) for pair in train)
 
 
+def test_a_mixed_or_swapped_low_light_set_is_named(tmp_path):
+    for name, gain in [(f"{n}.png", 0.2) for n in (1, 2, 3)]:
+        for folder, image in (("low", photo(1) * gain), ("high", photo(1))):
+            (tmp_path / "v1" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.astype(np.uint8)).save(tmp_path / "v1" / folder / name)
+    check_or_raise(found(tmp_path / "v1", "lol_v1")[1])
+    _, report = found(f"{tmp_path}/v1/high|{tmp_path}/v1/low", "lol_v1")
+    with pytest.raises(ValueError, match=r"brighter than the clean .*mean 12\d against 2\d.* swapped"):
+        check_or_raise(report, allow_missing=True)
+    for folder, name in (("low", "low00001.png"), ("high", "normal00001.png")):
+        make(tmp_path / "v1" / folder, name)
+    warnings = [finding.line() for finding in found(tmp_path / "v1", "lol_v1")[1].of("warning")]
+    assert "1 name unlike those of LOL-v1: low00001.png" in warnings
+    make(tmp_path / "v2" / "Low", "low00001.png")
+    make(tmp_path / "v2" / "Normal", "normal00001.png")
+    warnings = [finding.line() for finding in found(tmp_path / "v2", "lol_v1")[1].of("warning")]
+    assert "by their names these are the images of LOL-v2 Real, not of LOL-v1" in warnings
+
+
+def test_names_in_two_unicode_forms_are_partners(tmp_path):
+    composed, decomposed = "Übung.png", "U\u0308bung.png"
+    make(tmp_path / "hazy", composed)
+    make(tmp_path / "gt", decomposed)
+    assert partners(found(tmp_path, "folders")[0]) == {composed: decomposed}
+    (tmp_path / "pairs.txt").write_text(f"hazy/{decomposed}|gt/{composed}\n", encoding="utf-8")
+    assert partners(found(tmp_path / "pairs.txt", "folders")[0]) == {composed: decomposed}
+
+
+def test_home_is_expanded_and_backslashes_get_a_hint(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sots(tmp_path / "set")
+    assert len(found("~/set", "sots_indoor")[0]) == len(found("~/set/hazy | ~/set/gt", "sots_indoor")[0]) == 6
+    with pytest.raises(FileNotFoundError, match="a backslash is part of a name here"):
+        found(f"{tmp_path}\\set", "sots_indoor")
+    (tmp_path / "pairs.txt").write_text("set\\hazy\\1400_1.png|set/gt/1400.png\n")
+    with pytest.raises(ValueError, match=r"separate folders by / instead of"):
+        check_or_raise(found(tmp_path / "pairs.txt", "folders")[1])
+
+
 def test_two_folders_anywhere(tmp_path):
     make(tmp_path / "mist", "b.png", "a.jpg")
     make(tmp_path / "sharp", "a.png", "b.jpg")
@@ -153,7 +192,7 @@ def test_list_file_is_relative_to_itself_and_names_missing_files(tmp_path):
         found(listing, "folders")
 
 
-def test_names_in_a_list_tell_its_pictures_apart(tmp_path):
+def test_names_in_a_list_tell_its_images_apart(tmp_path):
     make(tmp_path / "a", "1.png", "2.png")
     make(tmp_path / "b", "1.png")
     (tmp_path / "pairs.txt").write_text("a/1.png|a/2.png\nb/1.png|a/2.png\n")
@@ -170,7 +209,7 @@ def test_a_list_may_lie_elsewhere_and_must_not_repeat_itself(tmp_path):
     listing.write_text("\n".join(lines))
     pairs, report = found(listing, "folders")
     assert [pair.name for pair in pairs] == [f"{tmp_path}/a/1.png", f"{tmp_path}/b/1.png"]
-    with pytest.raises(ValueError, match="1 line of the list name a hazy picture again: line 3"):
+    with pytest.raises(ValueError, match="1 line of the list name a hazy image again: line 3"):
         check_or_raise(report, allow_missing=True)
 
 
@@ -180,7 +219,7 @@ def test_a_link_to_the_ground_truth_is_the_same_folder(tmp_path):
     assert len(found(tmp_path, "sots_indoor")[0]) == 6
 
 
-def test_unnumbered_pictures_of_a_numbered_set_are_named(tmp_path):
+def test_unnumbered_images_of_a_numbered_set_are_named(tmp_path):
     make(tmp_path, *(f"{n}_{role}.png" for n in range(51, 56) for role in ("hazy", "GT")), "extra_hazy.png")
     pairs, report = found(tmp_path, "nh_haze", "test")
     assert len(pairs) == 5 and report.omitted == (str(tmp_path / "extra_hazy.png"),)
@@ -241,14 +280,14 @@ def test_load_pair_refuses_unequal_sizes(tmp_path):
 # What is wrong with a set.
 
 
-def test_one_unpaired_picture_of_many_is_named_and_refused_unless_allowed(tmp_path):
+def test_one_unpaired_image_of_many_is_named_and_refused_unless_allowed(tmp_path):
     sots(tmp_path, scenes=range(1400, 1410), levels=range(1, 11))
     (tmp_path / "gt" / "1403.png").rename(tmp_path / "gt" / "1503.png")
     pairs, report = found(tmp_path, "sots_indoor")
     assert len(pairs) == 90
     assert f"{tmp_path / 'hazy' / '1403_1.png'} has no clean “1403”" in report.omitted
     assert f"{tmp_path / 'gt' / '1503.png'} has no hazy partner" in report.omitted
-    with pytest.raises(ValueError, match=r"11 pictures without a partner.*--allow-missing") as refusal:
+    with pytest.raises(ValueError, match=r"11 images without a partner.*--allow-missing") as refusal:
         check_or_raise(report)
     assert "\n" not in str(refusal.value)
     check_or_raise(report, allow_missing=True)
@@ -268,7 +307,7 @@ def test_an_absent_haze_level_makes_the_set_partial(tmp_path):
         check_or_raise(found(tmp_path, "sots_indoor")[1])
 
 
-def test_bad_pictures_are_left_out_by_name_and_the_rest_is_paired(tmp_path):
+def test_bad_images_are_left_out_by_name_and_the_rest_is_paired(tmp_path):
     names = ("ok", "truncated", "middle", "text", "empty", "sixteen", "palette", "cmyk", "alpha", "tiny")
     make(tmp_path / "hazy", *(f"{name}.png" for name in names))
     make(tmp_path / "gt", *(f"{name}.png" for name in names))
@@ -310,14 +349,14 @@ def test_bad_pictures_are_left_out_by_name_and_the_rest_is_paired(tmp_path):
 def test_grey_and_opaque_alpha_are_used_and_said(tmp_path):
     make(tmp_path / "hazy", "a.png", "b.png")
     make(tmp_path / "gt", "a.png", "b.png")
-    picture = Image.fromarray(photo(3))
-    picture.convert("L").save(tmp_path / "hazy" / "a.png")
-    picture.putalpha(255)
-    picture.save(tmp_path / "gt" / "b.png")
+    image = Image.fromarray(photo(3))
+    image.convert("L").save(tmp_path / "hazy" / "a.png")
+    image.putalpha(255)
+    image.save(tmp_path / "gt" / "b.png")
     pairs, report = found(tmp_path, "folders")
     assert len(pairs) == 2 and report.clean_bill
-    assert "1 picture in grey (read as RGB)" in report.text()
-    assert "1 picture with an opaque alpha channel" in report.text()
+    assert "1 image in grey (read as RGB)" in report.text()
+    assert "1 image with an opaque alpha channel" in report.text()
     assert load_pair(pairs[0])[0].shape == (20, 24, 3)
 
 
@@ -326,7 +365,7 @@ def test_the_older_its_is_refused(tmp_path, monkeypatch):
     (tmp_path / "hazy").mkdir()
     for index in range(13_991):
         (tmp_path / "hazy" / f"{index}_1_0.9.png").touch()
-    with pytest.raises(ValueError, match="13,991 hazy pictures; the older ITS “v0”"):
+    with pytest.raises(ValueError, match="13,991 hazy images; the older ITS “v0”"):
         found(tmp_path, "its")
 
 
@@ -341,7 +380,7 @@ def test_mixed_versions_of_its_are_errors_whatever_is_allowed(tmp_path):
 def test_another_set_than_asked_for_is_recognised_by_its_names(tmp_path):
     sots(tmp_path)
     _, report = found(tmp_path, "its", "train")
-    words = "by their names these are the pictures of RESIDE SOTS indoor, not of RESIDE ITS"
+    words = "by their names these are the images of RESIDE SOTS indoor, not of RESIDE ITS"
     assert any(finding.message == words for finding in report.of("warning"))
     assert report.summary == "RESIDE SOTS indoor: 6 of 500 pairs"
     _, report = found(tmp_path, "its", "test")  # ITS is scored on SOTS indoor: not worth a warning
@@ -368,8 +407,8 @@ def test_duplicates_are_warned_of(tmp_path):
     shutil.copy(tmp_path / "hazy" / "c.png", tmp_path / "gt" / "c.png")
     _, report = found(tmp_path, "folders")
     warnings = {finding.message: finding.items for finding in report.of("warning")}
-    assert warnings["1 degraded picture there more than once"] == ("a.png = b.png",)
-    assert warnings["1 pair of twice the same picture"] == ("c",)
+    assert warnings["1 degraded image there more than once"] == ("a.png = b.png",)
+    assert warnings["1 pair of twice the same image"] == ("c",)
 
 
 def test_two_files_that_could_both_be_the_partner_are_left_out(tmp_path):
@@ -402,7 +441,7 @@ def test_nothing_to_pair_is_refused_with_what_was_looked_for(tmp_path):
         found(tmp_path, "its")
     (tmp_path / "hazy").mkdir()
     make(tmp_path / "gt", "1.png")
-    with pytest.raises(ValueError, match="hazy: no pictures in this folder"):
+    with pytest.raises(ValueError, match="hazy: no images in this folder"):
         found(tmp_path, "its")
     with pytest.raises(ValueError, match="unknown data set 'reside'; expected one of: its, sots_indoor"):
         found(tmp_path, "reside")
@@ -428,9 +467,9 @@ def test_leaks_are_found_through_jpeg_mirroring_border_and_renaming(tmp_path):
             (tmp_path / part / role).mkdir(parents=True)
     train, test = tmp_path / "train", tmp_path / "test"
 
-    def pair(part, name, picture):
-        picture.save(part / "clean" / name)
-        picture.point(lambda v: v // 2 + 127).save(part / "hazy" / name)
+    def pair(part, name, image):
+        image.save(part / "clean" / name)
+        image.point(lambda v: v // 2 + 127).save(part / "hazy" / name)
 
     for seed in range(6):
         pair(train, f"{seed}.png", smooth(seed))
