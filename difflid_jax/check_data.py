@@ -1,93 +1,117 @@
-"""Check a data set before anything is trained or scored on it.
+"""Check a data set before training or scoring on it.
 
-    python -m difflid_jax.check_data ROOT --dataset sots_indoor
-    python -m difflid_jax.check_data ITS --dataset its --test SOTS/indoor
+    python -m difflid_jax.check_data ROOT --dataset=sots_indoor
+    python -m difflid_jax.check_data ITS --dataset=its --test=SOTS/indoor
 
-Prints what was found (pairs, sizes, what is missing, damaged, doubled), writes a sheet of pairs to look at,
-and, with --test or where a set has both parts, looks for test images among the training ones.
-ROOT is a folder that is or holds the set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines.
-Exit status: 0 whole; 1 something is wrong and named; 2 refused.
+Prints what was found (pairs, sizes, what is missing, damaged or duplicated) and writes a sheet of pairs to
+look at. With --test, or if the set has both parts, it searches for test images in the training set.
+ROOT is a folder that is or contains the set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines.
+Exit status: 0 complete; 1 something is wrong and named; 2 refused.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
-from difflid_jax.cli import run
+from difflid_jax.cli import UsageError, define_path, expand_home, refuse_existing, run
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.pairing.leakage import find_leaks
 from difflid_jax.data.pairing.pairs import Pair, Report, find_parts, load_pair
+from difflid_jax.data.pairing.report import Finding
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
-_DATASET = flags.DEFINE_enum("dataset", "folders", list(LAYOUTS), "What the folder holds.")
-_SPLIT = flags.DEFINE_enum("split", "", ["", "train", "test"], "Which part; empty: every part there is.")
-_TEST = flags.DEFINE_string("test", "", "Another ROOT, whose images must not be among those of the first.")
-_TEST_DATASET = flags.DEFINE_enum(
-    "test_dataset", "", ["", *LAYOUTS], "What --test holds; empty: SOTS indoor for ITS, else the same set."
-)
-_QUICK = flags.DEFINE_bool("quick", False, "Read headers and file ends only instead of decoding images.")
-_TFDS = flags.DEFINE_string("tfds", "", "Also write the set, if it is whole, as a TFDS data set under here.")
-_FULL = flags.DEFINE_bool("full", False, "List every case instead of the first five of each kind.")
-_SHEET = flags.DEFINE_string("sheet", "", "Where the sheet goes (default: pairs_DATASET.png; off: nowhere).")
-_SHEET_PAIRS = flags.DEFINE_integer(
-    "sheet_pairs", 8, "Pairs on the sheet, evenly over the set.", lower_bound=1
-)
+Part = tuple[list[Pair], Report]
 
 
-def sheet_of(parts: list[tuple[list[Pair], Report]], count: int):
-    """A contact sheet (uint8) of up to `count` pairs spread evenly over all parts, or None without pairs."""
-    pairs = [pair for found, _ in parts for pair in found]
-    if not pairs:
-        return None
-    step = max(1, len(pairs) / count)
-    rows, captions = [], []
-    for pair in [pairs[int(index * step)] for index in range(min(count, len(pairs)))]:
-        try:
-            rows.append(list(load_pair(pair)))
-        except ValueError:
-            continue  # --quick lets damage in the middle of a file pass; the sheet is no place to report it
-        captions.append([pair.hazy.name, pair.clean.name + (" (cropped)" if pair.crop else "")])
-    return contact_sheet(rows, captions) if rows else None
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The program's flags; a test passes its own `values`."""
+
+    def flag(define, name: str, *args, **options) -> None:
+        define(name, *args, **options, flag_values=values)
+
+    flag(flags.DEFINE_enum, "dataset", "folders", list(LAYOUTS), "Layout of the data set.")
+    flag(flags.DEFINE_enum, "split", "", ["", "train", "test"], "Part to check; empty: every part found.")
+    flag(define_path, "test", "", "Another ROOT, which must not share images with the first.")
+    flag(
+        flags.DEFINE_enum,
+        "test_dataset",
+        "",
+        ["", *LAYOUTS],
+        "Layout of --test; empty: sots_indoor for its, else that of --dataset.",
+    )
+    flag(flags.DEFINE_bool, "quick", False, "Read only headers and file ends instead of decoding images.")
+    flag(define_path, "tfds", "", "Folder under which a complete set is also written as a TFDS data set.")
+    flag(flags.DEFINE_bool, "full", False, "List every case instead of the first five of each kind.")
+    flag(define_path, "sheet", "", "PNG of the sheet (empty: pairs_DATASET.png; off: none).")
+    flag(flags.DEFINE_integer, "sheet_pairs", 8, "Pairs on the sheet, spread over the set.", lower_bound=1)
+    flag(flags.DEFINE_bool, "overwrite", False, "Replace an existing sheet.")
 
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) != 2:
-        raise ValueError(f"expected one ROOT, found {len(argv) - 1} (quote “hazyDir|cleanDir”)")
-    thorough = not _QUICK.value
-    parts = find_parts(argv[1], _DATASET.value, _SPLIT.value or None, thorough=thorough)
-    if _TEST.value:
-        dataset = _TEST_DATASET.value or ("sots_indoor" if _DATASET.value == "its" else _DATASET.value)
-        parts = [part for part in parts if part[1].split != "test"] or parts
-        tests = find_parts(_TEST.value, dataset, thorough=thorough)
-        tests = [part for part in tests if part[1].split != "train"] or tests
-        leaks = [leak for pairs, _ in parts for test, _ in tests for leak in find_leaks(pairs, test)]
-        parts += tests
-    elif len(parts) == 2:
-        leaks = find_leaks(parts[0][0], parts[1][0], thorough=thorough)
-    else:
-        leaks = []
+        raise UsageError(f"expected one ROOT, found {len(argv) - 1} (quote “hazyDir|cleanDir”)")
+    return check(expand_home(argv[1]), flags.FLAGS)
+
+
+def check(root: str, options: flags.FlagValues) -> int:
+    """Check the data set at `root`, print the report, write what the flags ask for; the exit status."""
+    sheet = None if options.sheet == "off" else Path(options.sheet or f"pairs_{options.dataset}.png")
+    if sheet:
+        refuse_existing(sheet, options.overwrite)
+    parts, leaks = _find(root, options)
+    shown = None if options.full else 5
     for _, report in parts:
-        print(report.text(None if _FULL.value else 5))
+        print(report.text(shown))
     for leak in leaks:
-        print(f"LEAK: {leak.line(None if _FULL.value else 5)}")
-    if _SHEET.value != "off":
-        sheet = sheet_of(parts, _SHEET_PAIRS.value)
-        if sheet is not None:
-            print(f"Sheet: {write_png(Path(_SHEET.value or f'pairs_{_DATASET.value}.png'), sheet)}")
-    whole = all(report.clean_bill for _, report in parts) and not leaks
-    if not whole:
-        print("Not whole: see above.")
+        print(f"LEAK: {leak.line(shown)}")
+    image = sheet and sheet_of(parts, options.sheet_pairs)
+    if image is not None:
+        print(f"Sheet: {write_png(sheet, image)}")
+    if leaks or not all(report.clean_bill for _, report in parts):
+        print("Incomplete or damaged: see above.")
         return 1
-    if _TFDS.value:
+    if options.tfds:
         from difflid_jax.data.builders import build  # takes a second to import
 
-        print(f"TFDS data set: {build(argv[1], _DATASET.value, _TFDS.value)}")
+        print(f"TFDS data set: {build(root, options.dataset, options.tfds)}")
     warned = any(True for _, report in parts for _ in report.of("warning"))
     print("Usable; see the warnings." if warned else "Nothing is wrong.")
     return 0
 
 
+def _find(root: str, options: flags.FlagValues) -> tuple[list[Part], list[Finding]]:
+    """Every part of the set, and of --test, with the images that train and test share."""
+    thorough = not options.quick
+    parts = find_parts(root, options.dataset, options.split or None, thorough=thorough)
+    if options.test:
+        dataset = options.test_dataset or ("sots_indoor" if options.dataset == "its" else options.dataset)
+        parts = [part for part in parts if part[1].split != "test"] or parts
+        tests = find_parts(options.test, dataset, thorough=thorough)
+        tests = [part for part in tests if part[1].split != "train"] or tests
+        leaks = [leak for pairs, _ in parts for test, _ in tests for leak in find_leaks(pairs, test)]
+        return parts + tests, leaks
+    if len(parts) == 2:
+        return parts, find_leaks(parts[0][0], parts[1][0], thorough=thorough)
+    return parts, []
+
+
+def sheet_of(parts: Sequence[Part], count: int) -> np.ndarray | None:
+    """A contact sheet, uint8 (H,W,3), of up to `count` pairs spread over all parts; None without pairs."""
+    pairs = [pair for found, _ in parts for pair in found]
+    rows, captions = [], []
+    for index in range(min(count, len(pairs))):
+        pair = pairs[int(index * max(1, len(pairs) / count))]
+        try:
+            rows.append(list(load_pair(pair)))
+        except ValueError:
+            continue  # --quick misses damage inside a file, and the sheet is not the place to report it
+        captions.append([pair.hazy.name, pair.clean.name + (" (cropped)" if pair.crop else "")])
+    return contact_sheet(rows, captions) if rows else None
+
+
 if __name__ == "__main__":
+    define_flags()
     run(main)
