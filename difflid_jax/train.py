@@ -42,6 +42,7 @@ from difflid_jax.data.roles import report_roles
 from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec
 from difflid_jax.restoration.restorer import Restorer
 from difflid_jax.training import loop, throughput, workdir
 from difflid_jax.training.checkpoints import Checkpoints
@@ -173,7 +174,8 @@ def _first_network(
     """Graph and first parameters: random, or those of `config.init`; a run that goes on has its own."""
 
     def make():
-        return DiffLI2D(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
+        kind = DiffLI2DPlus if isinstance(spec, PlusSpec) else DiffLI2D
+        return kind(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
 
     abstract = nnx.eval_shape(make)
     graph = nnx.graphdef(abstract)
@@ -240,9 +242,14 @@ def _lower(
 
     shape = (experiment.batch_size, experiment.crop.size, experiment.crop.size, 3)
     pictures = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parallel.batch_sharded(mesh))
+    batch = {"hazy": pictures, "clean": pictures}
+    if view := experiment.crop.view:
+        sharding = parallel.batch_sharded(mesh)
+        batch["view"] = jax.ShapeDtypeStruct((shape[0], view, view, 3), jnp.uint8, sharding=sharding)
+        batch["window"] = jax.ShapeDtypeStruct((shape[0], 4), jnp.float32, sharding=sharding)
     step = make_step(restoration_loss(graph, apply), optimizer)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh))
-    return compiled.lower(state, frozen, {"hazy": pictures, "clean": pictures})
+    return compiled.lower(state, frozen, batch)
 
 
 def _restoring(graph: nnx.GraphDef, params: Any, features: FrozenFeatures, noise_seed: int):

@@ -79,6 +79,16 @@ def _idle_features(config: ConfigDict) -> Rules:
             "no timestep is 0; leave it out, or set config.features.times",
         ),
         (
+            network.kind != "plus",
+            ("network.branches", "data.view"),
+            "only DiffLI²D+ has it; set config.network.kind='plus', or leave it out",
+        ),
+        (
+            not features.side,
+            ("data.view",),
+            "the size of the whole image's features is not given; set config.features.side=64",
+        ),
+        (
             bool(network.preset),
             ("network.widths",),
             f"the preset {network.preset!r} sets the widths; also set config.network.preset=''",

@@ -17,6 +17,7 @@ from difflid_jax.data.rgbd import FRAMES
 from difflid_jax.diffusion.unet import UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.network.difflid import PRESETS, NetworkSpec
+from difflid_jax.network.plus import PlusSpec
 from difflid_jax.training.spec import RunSpec
 from difflid_jax.training.validation import EvaluationSpec
 
@@ -175,7 +176,8 @@ def resolve(config: ConfigDict) -> Experiment:
                 random=features.random,
                 noise_seed=features.noise_seed,
             ),
-            network=NetworkSpec(
+            network=_network(
+                network,
                 widths=PRESETS.get(network.preset, network.widths),
                 heads=network.heads,
                 content=content,
@@ -187,6 +189,11 @@ def resolve(config: ConfigDict) -> Experiment:
         )
     checks.check_effects(config)
     return experiment
+
+
+def _network(section: ConfigDict, **fields) -> NetworkSpec:
+    _one_of("network.kind", section.kind, ("paper", "plus"))
+    return PlusSpec(**fields, branches=section.branches) if section.kind == "plus" else NetworkSpec(**fields)
 
 
 def resolve_prior(config: ConfigDict) -> PriorExperiment:
@@ -225,7 +232,12 @@ def _run_fields(config: ConfigDict, reference: ConfigDict) -> dict:
         "differences": lambda text: identity.differences(fields, identity.read_json(text), defaults),
         "seed": config.seed,
         "init": config.init,
-        "crop": CropSpec(size=config.data.crop, flip=config.data.flip, scale=config.data.scale),
+        "crop": CropSpec(
+            size=config.data.crop,
+            flip=config.data.flip,
+            scale=config.data.scale,
+            view=config.features.side if config.data.get("view") else 0,
+        ),
         "batch_size": config.data.batch_size,
         "workers": config.data.workers,
         "cache": config.data.cache,

@@ -37,6 +37,7 @@ def default() -> ConfigDict:
                 "crop": 128,  # side in pixels
                 "flip": True,
                 "scale": (1.0, 1.0),  # images are first resized by a factor from this range
+                "view": False,  # features of the whole image, at features.side, for every crop
                 "batch_size": 40,  # over all devices and processes
                 "workers": 0,  # processes that decode and crop; 0 for threads of this process
                 "cache": "",  # folder of the decoded cache; '' is WORKDIR/cache, 'off' is none
@@ -68,6 +69,8 @@ def default() -> ConfigDict:
                 "noise_seed": 0,  # of the noise at evaluation and in the restorer
             },
             "network": {
+                "kind": "paper",  # or 'plus' (DiffLI²D+, network.plus)
+                "branches": 1,  # gated depthwise branches per block of DiffLI²D+
                 "preset": "paper",  # sets the widths; '' for those below
                 "widths": (64, 128, 256, 512),
                 "heads": 4,

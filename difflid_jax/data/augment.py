@@ -1,5 +1,6 @@
 """Crops from images: window, scale, flip, and haze made on the fly. Every draw comes from one generator."""
 
+import copy
 import io
 import math
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from PIL import Image
 
 from difflid_jax.data.haze import scatter
 from difflid_jax.data.sources import DataSet
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 def check_seed(seed: int) -> None:
@@ -80,11 +83,13 @@ class CropSpec:
     size: of the crop. flip: mirror half of the crops.
     scale: the image is first resized by a factor drawn from this range, evenly in its logarithm (never so
         small that the crop no longer fits); (1, 1) is off.
+    view: side at which the whole hazy image accompanies every crop, for features of whole images; 0 is off.
     """
 
     size: int = 128
     flip: bool = True
     scale: tuple[float, float] = (1.0, 1.0)
+    view: int = 0
 
     def __post_init__(self):
         if self.size < 1:
@@ -95,7 +100,11 @@ class CropSpec:
 
 @dataclass
 class Augment:
-    """Element → crops, {'hazy', 'clean'} or {'image'}, uint8 (size,size,3)."""
+    """Element → crops, {'hazy', 'clean'} or {'image'}, uint8 (size,size,3).
+
+    With `crop.view` also 'view', the whole hazy image, uint8 (view,view,3), and 'window', the part of it that
+    the crop shows: (top, left, bottom, right) in [0,1], float32 (4,).
+    """
 
     data: DataSet
     crop: CropSpec
@@ -103,13 +112,25 @@ class Augment:
 
     def __call__(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         positions = self.data.elements[element]
-        window, flip = self._window(self.data.store.shape(positions[0]), rng)
+        shape = self.data.store.shape(positions[0])
+        window, flip = self._window(shape, rng)
         arrays = [self._read(position, window, flip) for position in positions]
         if self.data.kind == "images":
             return {"image": arrays[0]}
+        if not self.crop.view:
+            return self._pair(arrays, rng)
+        part = _part(window, shape, flip)
+        # The same draws, so that crop and whole are under the same haze.
+        view = self._pair([self._view(position, flip) for position in positions], copy.deepcopy(rng))
+        pair = self._pair(arrays, rng, part)
+        return {**pair, "view": view["hazy"], "window": np.asarray(part, np.float32)}
+
+    def _pair(
+        self, arrays: Sequence[np.ndarray], rng: np.random.Generator, window: Sequence[float] = WHOLE
+    ) -> dict[str, np.ndarray]:
         if self.data.kind == "pairs":
             return {"hazy": arrays[0], "clean": arrays[1]}
-        return make_hazy(arrays[0], arrays[1], self.haze, rng)
+        return make_hazy(arrays[0], arrays[1], self.haze, rng, window=window)
 
     def _window(self, shape: Sequence[int], rng: np.random.Generator) -> tuple[tuple[int, ...], bool]:
         side, (low, high) = self.crop.size, self.crop.scale
@@ -126,11 +147,33 @@ class Augment:
             array = _resize(array, self.crop.size)
         return _mirrored(array) if flip else array
 
+    def _view(self, position: int, flip: bool) -> np.ndarray:
+        array = self.data.store.read(position)
+        image = Image.fromarray(array if array.ndim == 3 else array.astype(np.float32))
+        small = np.asarray(image.resize((self.crop.view, self.crop.view), Image.Resampling.BOX))
+        return _mirrored(small) if flip else small
+
+
+def _part(window: Sequence[int], shape: Sequence[int], flip: bool) -> tuple[float, float, float, float]:
+    """A window (top, left, height, width) in pixels as (top, left, bottom, right) in [0,1]."""
+    top, left, height, width = window
+    left = shape[1] - left - width if flip else left
+    return top / shape[0], left / shape[1], (top + height) / shape[0], (left + width) / shape[1]
+
 
 def make_hazy(
-    clean: np.ndarray, depth: np.ndarray, spec: HazeSpec, rng: np.random.Generator, *, plain: bool = False
+    clean: np.ndarray,
+    depth: np.ndarray,
+    spec: HazeSpec,
+    rng: np.random.Generator,
+    *,
+    plain: bool = False,
+    window: Sequence[float] = WHOLE,
 ) -> dict[str, np.ndarray]:
-    """clean uint8 (H,W,3) and depth (H,W), 65535 where t = exp(−β), → a hazy and a clean image of 8 bits."""
+    """clean uint8 (H,W,3) and depth (H,W), 65535 where t = exp(−β), → a hazy and a clean image of 8 bits.
+
+    `window`: the part (top, left, bottom, right), in [0,1], of the lit image that these show.
+    """
     beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
     if spec.clean and not plain and rng.random() < spec.clean:
         beta = 0.0
@@ -147,7 +190,7 @@ def make_hazy(
     t = np.exp(np.float32(-beta / 65535) * depth)
     hazy = scatter(clean * np.float32(1 / 255), t, airlight)
     if spec.light != (1.0, 1.0) and not plain and not white:
-        light = _light(spec.light, clean.shape[:2], rng)
+        light = _light(spec.light, clean.shape[:2], rng, window)
         hazy, clean = hazy * light, _rounded(clean * light * np.float32(1 / 255))
     if spec.noise and not plain:
         hazy = hazy + rng.standard_normal(hazy.shape, np.float32) * np.float32(rng.uniform(0, spec.noise))
@@ -157,14 +200,18 @@ def make_hazy(
     return {"hazy": hazy, "clean": clean}
 
 
-def _light(span: tuple[float, float], shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def _light(
+    span: tuple[float, float], shape: tuple[int, int], rng: np.random.Generator, window: Sequence[float]
+) -> np.ndarray:
     """Factors (H,W,1) within `span`: one for all, or one a corner and between them bilinear."""
     corners = np.exp(rng.uniform(*np.log(span), (2, 2))).astype(np.float32)
     if rng.integers(2):
         corners[:] = corners[0, 0]
-    down, right = (np.linspace(0, 1, size, dtype=np.float32) for size in shape)
-    left, other = (np.outer(1 - down, corners[0, side]) + np.outer(down, corners[1, side]) for side in (0, 1))
-    return (left * (1 - right) + other * right)[..., None]
+    top, left, bottom, right = window
+    down = np.linspace(top, bottom, shape[0], dtype=np.float32)
+    right = np.linspace(left, right, shape[1], dtype=np.float32)
+    one, other = (np.outer(1 - down, corners[0, side]) + np.outer(down, corners[1, side]) for side in (0, 1))
+    return (one * (1 - right) + other * right)[..., None]
 
 
 def _mirrored(array: np.ndarray) -> np.ndarray:

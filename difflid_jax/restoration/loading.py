@@ -10,6 +10,7 @@ from flax import nnx
 from difflid_jax.features.build import FrozenFeatures, build_features
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec
 from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
 from difflid_jax.restoration.plan import checked_tile
 from difflid_jax.restoration.restorer import Restorer
@@ -41,6 +42,8 @@ def load_restorer(
     where = str(weights.path)
     if weights.architecture.get("network") == "release":
         spec, kind = weights.spec(ReleaseSpec), ReleasedDiffLI2D
+    elif weights.architecture.get("network") == "plus":
+        spec, kind = weights.spec(PlusSpec), DiffLI2DPlus
     else:
         spec, kind = weights.spec(NetworkSpec), DiffLI2D
     features = _features(weights, prior, dtype)

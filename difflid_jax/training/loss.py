@@ -15,13 +15,16 @@ def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
 
     `network` is the graph of the restorer, whose parameters the loss is given; `features(frozen, x, key)`
     gives (h_content, h_haze) of hazy pictures x (B,H,W,3) float32 in [-1,1]. A batch has 'hazy' and 'clean',
-    both uint8 (B,H,W,3).
+    both uint8 (B,H,W,3); crops with the features of whole images also have 'view', these images, and 'window'
+    (B,4), see `data.augment.Augment`.
     """
 
     def loss(params, frozen, batch, key):
         hazy, clean = signed(batch["hazy"]), signed(batch["clean"])
-        h_content, h_haze = features(frozen, hazy, key)
-        restored, _ = nnx.merge(network, params)(hazy, h_content, h_haze)
+        whole = signed(batch["view"]) if "view" in batch else hazy
+        h_content, h_haze = features(frozen, whole, key)
+        window = {"window": batch["window"]} if "window" in batch else {}
+        restored, _ = nnx.merge(network, params)(hazy, h_content, h_haze, **window)
         restored = restored.astype(jnp.float32)
         # Picture by picture first: the sum is the same however the batch is split over devices.
         errors = jnp.mean(jnp.abs(restored - clean), axis=(1, 2, 3))

@@ -1,0 +1,77 @@
+"""DiffLI²D+: windows, borders, the depthwise convolution and its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec, depthwise, resize_window
+
+SPEC = PlusSpec(widths=(8, 16), feature_channels=12, heads=2, branches=2)
+
+
+@pytest.fixture
+def network(drawn):
+    return drawn(lambda: DiffLI2DPlus(SPEC, rngs=nnx.Rngs(0)))
+
+
+def random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def test_depthwise_and_its_gradients_equal_the_grouped_convolution():
+    x, kernel, g = random(0, 2, 7, 9, 5), random(1, 3, 3, 5), random(2, 2, 5, 7, 5)
+
+    def grouped(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        )
+
+    for ours, reference in zip(
+        jax.tree.leaves(jax.vjp(depthwise, x, kernel)[1](g) + (depthwise(x, kernel),)),
+        jax.tree.leaves(jax.vjp(grouped, x, kernel)[1](g) + (grouped(x, kernel),)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_of_resized_maps_is_the_same_part_of_the_whole():
+    maps = random(0, 2, 4, 5, 3)
+    whole = resize_window(maps, (32, 40), (0, 0, 1, 1))
+    np.testing.assert_allclose(whole, jax.image.resize(maps, (2, 32, 40, 3), "bilinear"), atol=1e-6)
+    windows = jnp.array([[0.25, 0.5, 0.75, 1.0], [0.0, 0.2, 0.5, 0.7]])
+    parts = resize_window(maps, (16, 20), windows)
+    np.testing.assert_allclose(parts[0], whole[0, 8:24, 20:40], atol=1e-6)
+    np.testing.assert_allclose(parts[1], whole[1, :16, 8:28], atol=1e-6)
+
+
+def test_a_constant_image_stays_constant(network):
+    """Zero padding would draw a rim along the border."""
+    h = jnp.broadcast_to(random(1, 1, 1, 1, 12), (1, 3, 3, 12))
+    restored, _ = network(jnp.full((1, 24, 32, 3), 0.6), h, h)
+    assert jnp.ptp(restored, axis=(0, 1, 2)).max() <= 1e-5
+
+
+def test_an_untrained_network_is_the_identity():
+    network = DiffLI2DPlus(SPEC, rngs=nnx.Rngs(0))
+    hazy, h = random(0, 1, 16, 16, 3), random(1, 1, 2, 2, 12)
+    np.testing.assert_array_equal(network(hazy, h, h)[0], hazy)
+
+
+def test_a_tile_far_from_the_cut_equals_the_whole(network):
+    hazy, h = random(0, 1, 32, 64, 3), random(1, 1, 4, 4, 12)
+    whole, _ = network(hazy, h, h)
+    tile, _ = network(hazy[:, :, :48], h, h, window=(0, 0, 1, 0.75))
+    np.testing.assert_allclose(tile[:, :, :24], whole[:, :, :24], atol=1e-4)
+
+
+def test_the_spec_survives_json_and_refuses_ablations():
+    assert PlusSpec.from_dict(SPEC.to_dict()) == SPEC
+    with pytest.raises(ValueError, match="always has CIM and HAE"):
+        PlusSpec(content="self_attention")
