@@ -118,6 +118,11 @@ def _idle_data(config: ConfigDict) -> Rules:
             f"the source {data.source!r} has no layout; leave it out",
         ),
         (
+            data.holdout > 0,
+            ("data.validation", "data.validation_ids", "data.validation_source", "data.validation_dataset"),
+            "config.data.holdout takes the validation set from the training set; leave it out",
+        ),
+        (
             not makes_haze,
             ("data.frame",),
             "no source has depth; leave it out",

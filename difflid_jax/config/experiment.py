@@ -35,7 +35,10 @@ _VARIANTS = {  # Table 2
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images of a role ('train', 'validation', 'test') come from, see `data.sources.open_data`."""
+    """Where the images of a role ('train', 'validation', 'test') come from, see `data.sources.open_data`.
+
+    holdout: number of elements of the training set, drawn by `seed`, that are validated on instead.
+    """
 
     role: str
     source: str
@@ -44,6 +47,8 @@ class Source:
     frame: str
     dataset: str = "folders"
     sky: float = 0.0
+    holdout: int = 0
+    seed: int = 0
 
     def __post_init__(self):
         ids = self.ids
@@ -52,6 +57,8 @@ class Source:
                 f"data.{self.role}_ids: expected () or (first, last) with 0 ≤ first ≤ last, found {ids}"
             )
         _one_of("data.frame", self.frame, FRAMES)
+        if self.holdout < 0:
+            raise ValueError(f"data.holdout: expected 0 or more, found {self.holdout}")
         if self.sky != 0 and not 1 <= self.sky <= 1000:
             raise ValueError(f"data.sky: expected 0, or 1 to 1000, found {self.sky}")
 
@@ -150,9 +157,7 @@ def resolve(config: ConfigDict) -> Experiment:
             **_run_fields(config, schema.default()),
             haze=HazeSpec(**data.haze.to_dict()),
             prior=config.prior,
-            train=Source(
-                "train", data.source, data.train, data.train_ids, data.frame, data.dataset, data.sky
-            ),
+            train=(train := _training_source(config)),
             **{
                 role: Source(
                     role,
@@ -163,7 +168,8 @@ def resolve(config: ConfigDict) -> Experiment:
                     data[f"{role}_dataset"] or data.dataset,
                 )
                 for role in ("validation", "test")
-            },
+            }
+            | ({"validation": replace(train, role="validation")} if data.holdout else {}),
             features=FeaturesSpec(
                 kind=features.kind,
                 h_space=HSpaceSpec(
@@ -189,6 +195,21 @@ def resolve(config: ConfigDict) -> Experiment:
         )
     checks.check_effects(config)
     return experiment
+
+
+def _training_source(config: ConfigDict) -> Source:
+    data = config.data
+    return Source(
+        "train",
+        data.source,
+        data.train,
+        data.train_ids,
+        data.frame,
+        data.dataset,
+        data.sky,
+        data.holdout,
+        config.seed,
+    )
 
 
 def _network(section: ConfigDict, **fields) -> NetworkSpec:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from difflid_jax.cli import one_line, resolve_dtype
 from difflid_jax.config.experiment import Experiment, PriorExperiment, Source
 from difflid_jax.data.pipeline import Evaluation
-from difflid_jax.data.sources import DataSet, open_data
+from difflid_jax.data.sources import DataSet, hold_out, open_data
 from difflid_jax.features.build import FrozenFeatures, build_features
 
 _WITHOUT_PRIOR = ("vgg16",)
@@ -41,18 +41,21 @@ def check_given(experiment: Experiment | PriorExperiment) -> None:
 def open_images(source: Source, cache: str | Path = "off", *, thorough: bool = False) -> DataSet:
     """The images of a role; `thorough` decodes each once, so that damage is found now."""
     try:
-        return open_data(
+        data = open_data(
             source.source,
             source.root,
             ids=source.ids,
             frame=source.frame,
             dataset=source.dataset,
-            split="train" if source.role == "train" else "test",
+            split="train" if source.role == "train" or source.holdout else "test",
             cache=cache,
             sky=source.sky,
             thorough=thorough,
             progress=jax.process_index() == 0,
         )
+        if not source.holdout:
+            return data
+        return hold_out(data, source.holdout, source.seed)[source.role == "validation"]
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"config.data.{source.role}: {one_line(error)}") from error
 

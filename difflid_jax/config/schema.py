@@ -21,6 +21,7 @@ def default() -> ConfigDict:
             "data": {
                 "dataset": "its",  # layout of the folders, one of data.pairing.layouts.LAYOUTS
                 "train": "",  # path of the training images
+                "holdout": 0,  # > 0: validate on so many training elements, drawn by seed and not trained on
                 "validation": "",  # path of images scored during training, to choose the best weights
                 "test": "",  # path of images scored once, at the end
                 # First and last id of the images with depth that a role uses, as in (1, 1299); () is all.

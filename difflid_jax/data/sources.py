@@ -11,9 +11,10 @@ The last three take several folders or uncompressed tars, separated by commas; o
 counts twice. `ids` and `frame` apply to those of them that have depth.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +51,24 @@ class DataSet:
 
     def __len__(self) -> int:
         return len(self.elements)
+
+    def subset(self, indices: Sequence[int]) -> "DataSet":
+        """The elements at these indices, in this order."""
+        names = tuple(self.names[i] for i in indices)
+        digest = hashlib.sha256("\n".join([self.fingerprint, *names]).encode()).hexdigest()
+        return replace(self, elements=self.elements[list(indices)], names=names, fingerprint=digest)
+
+
+def hold_out(data: DataSet, count: int, seed: int) -> tuple[DataSet, DataSet]:
+    """(the rest, `count` elements drawn by `seed`), both in the order of `data`.
+
+    Raises ValueError if fewer than one element would be left.
+    """
+    if not 0 < count < len(data):
+        raise ValueError(f"{count} elements cannot be held out of {len(data)}")
+    drawn = set(np.random.default_rng(seed).permutation(len(data))[:count].tolist())
+    indices = range(len(data))
+    return data.subset([i for i in indices if i not in drawn]), data.subset(sorted(drawn))
 
 
 def open_data(

@@ -166,6 +166,14 @@ def test_the_roles_inherit_what_they_do_not_say():
     assert [s.is_given for s in (carried.train, carried.validation, carried.test)] == [True, False, True]
 
 
+def test_a_holdout_is_validated_on_in_place_of_a_validation_set():
+    run = experiment.resolve(changed(schema.default(), {"data.train": "ITS", "data.holdout": 35, "seed": 7}))
+    assert (run.validation.root, run.validation.holdout, run.validation.seed) == ("ITS", 35, 7)
+    fields = {"data.holdout": 35, "data.validation": "V"}
+    with pytest.raises(ValueError, match=r"config.data.validation has no effect: .*holdout"):
+        experiment.resolve(changed(schema.default(), fields))
+
+
 def test_all_missing_inputs_are_named_at_once():
     run = experiment.resolve(changed(schema.default(), {"prior": ""}))
     with pytest.raises(ValueError, match=r"--config\.data\.train=.* and --config\.prior=FOLDER"):

@@ -12,7 +12,7 @@ from difflid_jax.data.pairing.pairs import find_pairs, load_pair
 from difflid_jax.data.photographs import photographs
 from difflid_jax.data.pipeline import Batches, CropSpec, Evaluation
 from difflid_jax.data.rgbd import Frame
-from difflid_jax.data.sources import open_data
+from difflid_jax.data.sources import hold_out, open_data
 
 FRAME = Frame(mirrored=True, crop=(1, 23, 2, 30))
 
@@ -214,3 +214,14 @@ def test_an_incomplete_set_is_refused_unless_it_is_allowed(sots, tmp_path):
     with pytest.raises(ValueError, match="1401_3"):
         _open("folders", sots, tmp_path, dataset="sots_indoor")
     assert len(_open("folders", sots, tmp_path, dataset="sots_indoor", allow_missing=True)) == 5
+
+
+def test_held_out_elements_are_drawn_by_the_seed_and_not_trained_on(sots):
+    data = open_data("folders", sots, dataset="sots_indoor")
+    rest, held = hold_out(data, 1, seed=3)
+    assert len(held) == 1 and {*rest.names, *held.names} == {*data.names}
+    assert not {*rest.names} & {*held.names}
+    assert len({data.fingerprint, rest.fingerprint, held.fingerprint}) == 3
+    assert hold_out(data, 1, seed=3)[1].fingerprint == held.fingerprint
+    with pytest.raises(ValueError, match="cannot be held out of"):
+        hold_out(data, len(data), seed=0)
