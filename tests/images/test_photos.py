@@ -323,6 +323,16 @@ def test_odd_tags_of_a_tiff_do_not_matter_for_its_pixels():
     np.testing.assert_array_equal(decode_photo(odd, "in").pixels, scene(3))
 
 
+def test_an_image_may_be_one_pixel():
+    for data in (
+        raw_png(scene(1, height=1, width=1)),
+        tiff(scene(3, np.uint16, 1, 1)),
+        raw_png(scene(3, height=1)),
+    ):
+        photo = decode_photo(data, "in")
+        np.testing.assert_array_equal(again(photo).pixels, photo.pixels)
+
+
 def test_transparent_colours_become_alpha():
     colours = scene(3)
     colours[3:7] = (10, 20, 30)
@@ -372,8 +382,8 @@ def test_a_preview_is_never_restored_for_the_photograph():
                 options = {}
         return file.getvalue()
 
-    assert "preview of a larger one (70×40)" in refusal(pages((small, 0), (large, 0)))
-    assert "preview of a larger one (70×40)" in refusal(pages((small, 1), (large, 0), subifds=1))
+    assert "smaller than another one in it (70×40)" in refusal(pages((small, 0), (large, 0)))
+    assert "smaller than another one in it (70×40)" in refusal(pages((small, 1), (large, 0), subifds=1))
     assert "marked as a preview" in refusal(pages((small, 1)))
     assert "2 pages" in refusal(pages((large, 0), (small, 0)))
     assert "camera raw" in refusal(tiff(small, extratags=[(50706, 1, 4, bytes((1, 4, 0, 0)), True)]))
@@ -423,6 +433,11 @@ def test_sound_files_of_other_kinds_are_named_and_not_called_damaged(shared):
         "TIFF in CIE": saved(Image.new("LAB", (8, 8)), "TIFF"),
         "a grey TIFF of 3 channels": tiff(colour, photometric="minisblack", planarconfig="contig"),
         "9 channels": tiff(scene(9), planarconfig="contig"),
+        "tiled separate planes": tiff(colour.transpose(2, 0, 1), planarconfig="separate", tile=(16, 16)),
+        "old-style JPEG": tiff(colour).replace(
+            struct.pack("<HHLH", 259, 3, 1, 1), struct.pack("<HHLH", 259, 3, 1, 6)
+        ),
+        "Unsupported BMP pixel depth": saved(colour, "BMP").replace(b"\1\0\x18\0", b"\1\0\2\0"),
         "Zstandard": saved(colour, "TIFF", compression="zstd"),
     }
     for what, data in kinds.items():

@@ -13,7 +13,12 @@ _V5_HEADER = 124
 
 def read(data: bytes, max_pixels: int) -> Decoded:
     """Decode a BMP without alpha. Raises: Unsupported for alpha; `DECODING_ERRORS` for damage."""
-    image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+    try:
+        image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+    except OSError as error:
+        if str(error).startswith("Unsupported BMP"):
+            raise Unsupported(f"{error}; save it as PNG") from None
+        raise
     check_size(*image.size, max_pixels)
     if image.mode not in ("1", "L", "P", "RGB"):
         raise Unsupported(f"a BMP of mode {image.mode} (expected grey, palette or RGB); save it as PNG")

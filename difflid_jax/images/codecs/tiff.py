@@ -29,8 +29,15 @@ _COLOURS = {0: 1, 1: 1, 2: 3, 3: 3, 6: 3}
 _OTHER_COLOURS = {4: "a mask", 5: "CMYK", 8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*"}
 _OTHER_COLOURS |= {32844: "LogL (high dynamic range)", 32845: "LogLuv (high dynamic range)"}
 _RAW_COLOURS = (32803, 34892)
-_COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946, 50001))
-_COMPRESSION_NAMES = {34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50002: "JPEG XL", 34712: "JPEG 2000"}
+_COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 7, 8, 32771, 32773, 32946, 50001))
+_COMPRESSION_NAMES = {
+    6: "old-style JPEG",
+    34887: "LERC",
+    34925: "LZMA",
+    50000: "Zstandard",
+    50002: "JPEG XL",
+    34712: "JPEG 2000",
+}
 _COMPRESSION_NAMES |= {
     33003: "JPEG 2000",
     33005: "JPEG 2000",
@@ -105,8 +112,8 @@ def _check_pages(reader: Reader, first: Directory) -> tuple[str, ...]:
     for other in others:
         if _size(other)[0] * _size(other)[1] > width * height:
             raise Unsupported(
-                f"a TIFF whose first image ({width}×{height}) is a preview of a larger one "
-                f"({_size(other)[0]}×{_size(other)[1]}), as in camera raw files; save the large one alone"
+                f"a TIFF whose first image ({width}×{height}) is smaller than another one in it "
+                f"({_size(other)[0]}×{_size(other)[1]}), as a preview is; save the photograph alone"
             )
     if _is_reduced(first):
         raise Unsupported(
@@ -153,6 +160,11 @@ def _check_kind(page: Directory) -> tuple[int, tuple[int, ...]]:
             f"a TIFF of {bits[0]}-bit {what} (expected 8 or 16-bit unsigned integers); map its values to "
             "[0, 65535] and save it as 16-bit TIFF or PNG"
         )
+    if compression not in _COMPRESSIONS:
+        what = _COMPRESSION_NAMES.get(compression, f"kind {compression}")
+        raise Unsupported(
+            f"a TIFF compressed by {what} (expected none, LZW, deflate or JPEG); save it with one of these"
+        )
     if photometric not in _COLOURS:
         what = _OTHER_COLOURS.get(photometric, f"colour space {photometric}")
         raise Unsupported(
@@ -170,15 +182,11 @@ def _check_kind(page: Directory) -> tuple[int, tuple[int, ...]]:
     if photometric == 3:
         kind, most = "a palette", 1
     if not stored <= channels <= most:
+        expected = f"{stored} to {most}" if most > stored else stored
         raise Unsupported(
-            f"{kind} TIFF of {channels} channels (expected {stored} to {most}); save its RGB channels alone"
+            f"{kind} TIFF of {channels} channels (expected {expected}); save its RGB channels alone"
         )
     extra = channels - stored
-    if compression not in _COMPRESSIONS:
-        what = _COMPRESSION_NAMES.get(compression, f"kind {compression}")
-        raise Unsupported(
-            f"a TIFF compressed by {what} (expected none, LZW, deflate or JPEG); save it with one of these"
-        )
     _check_tiles(page, channels)
     meaning = page.entries[_EXTRA_SAMPLES].integers() if _EXTRA_SAMPLES in page.entries else ()
     return colours, tuple([*meaning, *[0] * extra][:extra])
