@@ -1,5 +1,5 @@
-# `make demo` trains, scores and restores on real photographs; `make test` runs the tests.
-# Both need only Python 3.11 or newer, pip and make, and may be repeated.
+# `make demo` trains and evaluates on real photographs; `make test` runs the tests and lists the ten slowest.
+# Both need Python 3.11 or newer, pip and make only, and can be repeated.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	    --method=identity,dark_channel_prior,difflid
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
@@ -25,7 +25,7 @@ lint: $(INSTALLED)
 clean:
 	rm -rf .venv runs
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'

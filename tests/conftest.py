@@ -1,11 +1,14 @@
-"""Fixtures for all tests: the reference values and real pictures that lie beside the repository, if any."""
+"""For all tests: how JAX compiles, shared compiled programs, reference values, and small random models."""
 
 import math
 import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,18 +19,37 @@ from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
-# Most of a test is compiling: its programs are small, and run once or twice. Its processes compile so, too.
+# Most of a test's time is compilation: its programs are small and run once or twice. The programs that tests
+# start inherit both settings.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Share compiled programs between the tests and workers of a session, unless a cache is configured."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.difflid_cache = tempfile.mkdtemp(prefix="difflid_jax_tests_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.difflid_cache  # xdist's workers inherit it
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs",
+        float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
+    )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "difflid_cache"):
+        shutil.rmtree(config.difflid_cache, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the repository (real pictures, large reference values)."""
+    """The directory `shared` next to the repository (photographs, large reference values)."""
     folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("needs the folder ../shared beside the repository")
+        pytest.skip("needs the directory ../shared next to the repository")
     return folder
 
 
@@ -39,7 +61,7 @@ def golden(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def named_draw() -> Callable[..., np.ndarray]:
-    """Random weights that any framework can draw again from a PyTorch parameter's name and shape."""
+    """Random weights that any framework can reproduce from a PyTorch parameter's name and shape."""
 
     def draw(name: str, shape: tuple[int, ...], seed: int = 0, gain: float = 1.0) -> np.ndarray:
         generator = np.random.default_rng(zlib.crc32(name.encode()) + seed)
@@ -58,7 +80,7 @@ def named_draw() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def drawn() -> Callable[..., nnx.Module]:
-    """Modules with random parameters, none of them zero; many times faster than their own initialisers."""
+    """Modules with random non-zero parameters; many times faster than their own initializers."""
 
     def draw(build: Callable[[], nnx.Module], seed: int = 0, scale: float = 0.1) -> nnx.Module:
         module = nnx.eval_shape(build)
@@ -85,12 +107,12 @@ def prior_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def restorer_folder(tmp_path_factory, prior_folder):
-    """Features of 32×32 px each, three levels; it changes a picture visibly (about ±0.2 of [0,1])."""
+    """A network of three levels on features of 32×32 px each; it changes an image by about ±0.2 of [0,1]."""
     spec = NetworkSpec(widths=(4, 8, 16), feature_channels=32, heads=2)
     shapes = store.shapes_of(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
     tensors = {
-        # An untrained network is the identity: every kernel is drawn, so that all of it matters.
+        # An untrained network is the identity; with every kernel drawn, each part of it matters.
         name: rng.normal(0, 0.1 if len(shape) == 1 else math.prod(shape[:-1]) ** -0.5, shape).astype("f")
         for name, shape in shapes.items()
     }
@@ -111,5 +133,5 @@ def restorer_folder(tmp_path_factory, prior_folder):
 
 @pytest.fixture(scope="session")
 def restorer(restorer_folder):
-    """One for all tests, so that its programs (here mostly of 64×64 px) are compiled once."""
+    """One restorer for all tests, so that its programs (mostly for 64×64 px) are compiled once."""
     return load_restorer(restorer_folder)
