@@ -1,6 +1,6 @@
-"""Score dehazing methods on a data set: PSNR, SSIM, LPIPS and, where asked for, FID.
+"""Score dehazing methods on a data set: PSNR, SSIM, LPIPS and, on request, FID.
 
-The test set of a run, with the weights that its training wrote (or one row per method named):
+The test set of a run, with the weights that its training wrote (or one row for each named method):
 
     python -m difflid_jax.evaluate --workdir=runs/demo --method=identity,dark_channel_prior,difflid
 
@@ -9,133 +9,162 @@ A data set in its own layout, or any two folders, with the shipped weights or an
     python -m difflid_jax.evaluate --data=/data/SOTS/indoor --dataset=sots_indoor --weights=haze
     python -m difflid_jax.evaluate --hazy=DIR --clean=DIR --weights=weights/aod_net --output=aod_net.json
 
-Pictures that some other program restored:
+Images that other programs restored: of one, or of several as RESULTS/METHOD/NAME.png for every hazy NAME:
 
-    python -m difflid_jax.evaluate --hazy=DIR --clean=DIR --restored=DIR --output=theirs.json
+    python -m difflid_jax.evaluate --clean=DIR --restored=DIR --output=theirs.json
+    python -m difflid_jax.evaluate --hazy=DIR --clean=DIR --results=RESULTS --weights=haze --output=all.json
 
 The table goes to standard output and names the protocol (--protocol, see metrics/protocols.py).
---output=FILE.json takes the means, every image's scores, versions, seed and the weights' hash; a CSV and, for
-each method, a sheet of its worst, median and best images lie beside it. Where --output is not given, a run's
-go to WORKDIR/evaluation/. A data set that is not whole is refused, unless --allow-missing is given: then the
-table says what was left out, and the exit status is 1.
+--output=FILE.json receives the means, every image's scores, versions, seed and the weights' hash; a CSV, for
+each method a sheet of its worst, median and best images, and a sheet that compares the methods are written
+next to it. Without --output, a run's scores go to WORKDIR/evaluation/. Existing files are replaced only with
+--overwrite. An incomplete data set is refused unless --allow-missing is given: the table then says what was
+left out, and the exit status is 1.
 """
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from difflid_jax import parallel as mesh
-from difflid_jax.backbones.inception import load_inception
-from difflid_jax.cli import UsageError, run, use_compilation_cache
-from difflid_jax.config import experiment as experiments
-from difflid_jax.config.experiment import Experiment
+from difflid_jax.cli import (
+    UsageError,
+    define_path,
+    refuse_arguments,
+    refuse_existing,
+    run,
+    use_compilation_cache,
+)
 from difflid_jax.data.pairing.layouts import LAYOUTS
-from difflid_jax.evaluation import tables as report
-from difflid_jax.evaluation.methods import METHODS, Method, load_methods
-from difflid_jax.evaluation.scoring import evaluate
-from difflid_jax.evaluation.test_sets import TestSet, open_restored, open_test_set
-from difflid_jax.metrics.lpips import CHANNELS, Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
+
+if TYPE_CHECKING:
+    from difflid_jax.config.experiment import Experiment
+    from difflid_jax.evaluation.methods import Method
+    from difflid_jax.evaluation.test_sets import TestSet
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """The program's flags; a test hands in its own `values`."""
+    """Define the program's flags on `values`."""
 
-    def define(kind, name, *rest):
-        getattr(flags, f"DEFINE_{kind}")(name, *rest, flag_values=values)
+    def define(kind, name, *rest, **options):
+        getattr(flags, f"DEFINE_{kind}")(name, *rest, flag_values=values, **options)
 
     config_flags.DEFINE_config_file(
         "config", None, "Experiment whose test set is scored (not needed with --workdir).", flag_values=values
     )
-    define("string", "workdir", "", "Folder of a training run: its config, its weights.")
-    define("string", "data", "", "Folder of a data set.")
-    define("enum", "dataset", "folders", list(LAYOUTS), "What --data holds.")
-    define("string", "hazy", "", "Folder of hazy pictures.")
-    define("string", "clean", "", "Folder of their ground truth.")
-    define("string", "restored", "", "Folder of pictures restored elsewhere, scored instead of a method.")
-    define("list", "method", [], f"A row each: {', '.join(METHODS)} (default: those of the weights).")
-    define("list", "weights", [], "Shipped names, folders or LABEL=FOLDER (default: the run's, else 'haze').")
+    define_path("workdir", "", "Workdir of a training run: its config and weights.", values)
+    define_path("data", "", "Root of a data set.", values)
+    define("enum", "dataset", "folders", list(LAYOUTS), "Layout of --data.")
+    define_path("hazy", "", "Folder of hazy images.", values)
+    define_path("clean", "", "Folder of their ground truth.", values)
+    define_path("restored", "", "Folder of images restored elsewhere, scored in place of a method.", values)
+    define_path("results", "", "Folder with a folder of restored images for each method; adds rows.", values)
     define(
-        "enum", "protocol", None, list(PROTOCOLS), "How a pair is scored (default: the config's, else paper)."
+        "list",
+        "method",
+        [],
+        "Rows: identity, dark_channel_prior, aod_net, dehazenet, difflid (default: those of the weights).",
     )
-    define("enum", "lpips", "alex", [*CHANNELS, "none"], "Network of LPIPS, or none to leave it out.")
-    define("string", "fid", "", "Inception weights (from convert_weights.perceptual): computes the FID too.")
+    define("list", "weights", [], "Shipped names, folders or LABEL=FOLDER (default: the run's, else haze).")
+    define(
+        "enum", "protocol", None, list(PROTOCOLS), "How a pair is scored (default: the config's or paper)."
+    )
+    define("enum", "lpips", "alex", ["alex", "vgg", "none"], "Network of LPIPS; none leaves it out.")
+    define_path("fid", "", "Inception weights (from convert_weights.perceptual); adds the FID.", values)
     define(
         "string", "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side in pixels."
     )
-    define("string", "output", "", "FILE.json for the scores, with a CSV and sheets beside it.")
-    define("bool", "allow_missing", False, "Score what is there of a data set that is not whole, and say so.")
+    define(
+        "integer", "noise_seeds", 1, "Seeds of the prior's noise: mean ± deviation over them.", lower_bound=1
+    )
+    define("enum", "ensemble", "none", ["none", "flip"], "flip: add rows averaged with the mirrored image.")
+    define_path("output", "", "FILE.json for the scores, with a CSV and sheets next to it.", values)
+    define("bool", "overwrite", False, "Replace existing files of --output.")
+    define("bool", "allow_missing", False, "Score an incomplete data set, and report what was left out.")
     flags.DEFINE_alias("allow-missing", "allow_missing", flag_values=values)
-    define("bool", "multihost", False, "Share the pictures between the processes of a cluster.")
+    define("bool", "multihost", False, "Share the images between the processes of a cluster.")
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
-    use_compilation_cache()
-    return score(flags.FLAGS)
+    refuse_arguments(argv)
+    return evaluate_methods(flags.FLAGS)
 
 
-def score(options: flags.FlagValues) -> int:
-    """Score what the flags ask for, print the table, write the files; the exit status."""
+def evaluate_methods(options: flags.FlagValues) -> int:
+    """Score what the flags ask for, write the files, print the table; the exit status."""
     _check_combination(options)
-    mesh.join_processes(options.multihost)
+    output = _output(options)
+    # Here, because --help and a refusal should not take as long as loading JAX.
+    import jax
+
+    from difflid_jax import parallel
+    from difflid_jax.backbones.inception import load_inception
+    from difflid_jax.evaluation import tables
+    from difflid_jax.evaluation.scoring import evaluate, over_seeds
+    from difflid_jax.metrics.lpips import Lpips
+
+    use_compilation_cache()
+    parallel.join_processes(options.multihost)
     experiment = _experiment(options)
     methods = _methods(options)
-    lpips = None if options.lpips == "none" else Lpips(options.lpips)
-    inception = load_inception(options.fid) if options.fid else None
-    output = _output(options)
+    measures = {
+        "protocol": options.protocol or (experiment.evaluation.protocol if experiment else "paper"),
+        "lpips": None if options.lpips == "none" else Lpips(options.lpips),
+        "inception": load_inception(options.fid) if options.fid else None,
+    }
     test = _test_set(options, experiment)
-    protocol = options.protocol or (experiment.evaluation.protocol if experiment else "paper")
-    scored = [
-        (
-            method,
-            evaluate(
-                method.restore,
-                test.pictures,
-                method=method.name,
-                protocol=protocol,
-                lpips=lpips,
-                inception=inception,
-            ),
-        )
-        for method in methods
-    ]
+    methods += _results(options, test)
+    if output:
+        for path in tables.paths(output, [method.name for method in methods]):
+            refuse_existing(path, options.overwrite)
+
+    def score(method: "Method"):
+        def once(restore, seed):
+            return evaluate(restore, method.images or test.images, method=method.name, seed=seed, **measures)
+
+        if method.with_seed is None:
+            return once(method.restore, 0)
+        first = method.facts["seed"]
+        return over_seeds([once(method.with_seed(first + i), i) for i in range(options.noise_seeds)])
+
+    scored = [(method, score(method)) for method in methods]
     if jax.process_index() == 0:
-        print(f"{report.table(scored)}\n\n{report.caption(protocol, test, options.lpips)}")
+        written = []
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
-            written = report.write(output, scored, test, options.lpips)
+            written = tables.write(output, scored, test, options.lpips, options.noise_seeds)
+        print(f"{tables.table(scored)}\n\n{tables.caption(scored, test, options.lpips, options.noise_seeds)}")
+        if written:
             print(f"\nWritten: {', '.join(map(str, written))}")
     return 1 if test.left_out else 0
 
 
 def _check_combination(options: flags.FlagValues) -> None:
     if bool(options.clean) != bool(options.hazy or options.restored):
-        raise UsageError("--clean goes with --hazy or --restored, and they with it")
+        raise UsageError("--clean needs --hazy or --restored, and they need --clean")
     if options.data and options.clean:
         raise UsageError("give either --data or --hazy and --clean, not both")
-    if options.restored and (options.method or options.weights):
-        raise UsageError("--restored is scored as it is: leave out --method and --weights")
+    if options.restored and (options.method or options.weights or options.results):
+        raise UsageError("--restored is scored alone: leave out --method, --weights and --results")
     if options.output and not options.output.endswith(".json"):
         raise UsageError(f"--output: expected a name that ends in .json, found {options.output}")
     if not (options.clean or options.data or options.workdir or options.config):
-        raise UsageError("no pictures to score: give --workdir, --data, or --hazy and --clean (see --help)")
+        raise UsageError("no images to score: give --workdir, --data, or --hazy and --clean (see --help)")
 
 
-def _experiment(options: flags.FlagValues) -> Experiment | None:
+def _experiment(options: flags.FlagValues) -> "Experiment | None":
     """The experiment given by --config, or that of the run, or None."""
+    from difflid_jax.config import experiment as experiments
+
     experiment = None if options.config is None else experiments.resolve(options.config)
     if experiment is None and options.workdir:
         path = Path(options.workdir) / "config.json"
         if not path.is_file():
-            raise UsageError(
-                f"{path}: not found; --workdir names the folder of a training run (or give --config too)"
-            )
+            raise UsageError(f"{path}: not found; --workdir names the workdir of a training run")
         try:
             experiment = experiments.read_experiment(path.read_text())
         except ValueError as error:
@@ -149,7 +178,9 @@ def _experiment(options: flags.FlagValues) -> Experiment | None:
     return experiment
 
 
-def _test_set(options: flags.FlagValues, experiment: Experiment | None) -> TestSet:
+def _test_set(options: flags.FlagValues, experiment: "Experiment | None") -> "TestSet":
+    from difflid_jax.evaluation.test_sets import open_restored, open_test_set
+
     missing = options.allow_missing
     if options.restored:
         return open_restored(options.hazy, options.clean, options.restored, allow_missing=missing)
@@ -168,17 +199,30 @@ def _test_set(options: flags.FlagValues, experiment: Experiment | None) -> TestS
     )
 
 
-def _methods(options: flags.FlagValues) -> list[Method]:
+def _methods(options: flags.FlagValues) -> "list[Method]":
+    from difflid_jax.evaluation.methods import Method, load_methods
+
     if options.restored:
         return [Method("restored", lambda restored: restored)]
     weights = list(options.weights)
     if options.workdir and (not options.method or "difflid" in options.method):
         weights.insert(0, str(Path(options.workdir) / "weights"))
-    return load_methods(options.method or ([] if weights else ["difflid"]), weights, tile=options.tile)
+    names = options.method or ([] if weights or options.results else ["difflid"])
+    methods = load_methods(names, weights, tile=options.tile) if names or weights else []
+    if options.ensemble == "flip":
+        # The identity would gain nothing, and time.
+        methods += [method.flipped() for method in methods if method.name != "identity"]
+    return methods
+
+
+def _results(options: flags.FlagValues, test: "TestSet") -> "list[Method]":
+    from difflid_jax.evaluation.test_sets import open_results
+
+    return open_results(options.results, test) if options.results else []
 
 
 def _output(options: flags.FlagValues) -> Path | None:
-    """Where the scores go: known to be writable before anything is computed, made once they are there."""
+    """Where the scores go: checked to be writable before anything is computed, created afterwards."""
     if options.output:
         output = Path(options.output)
     elif options.workdir:
@@ -187,6 +231,7 @@ def _output(options: flags.FlagValues) -> Path | None:
         return None
     if output.is_dir():
         raise UsageError(f"--output: {output} is a folder")
+    refuse_existing(output, options.overwrite)
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -196,5 +241,4 @@ def _output(options: flags.FlagValues) -> Path | None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

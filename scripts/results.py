@@ -1,35 +1,29 @@
-"""The results table: every method on every data set, as Markdown and JSON, by one command.
+"""The results table: every method on every data set, as Markdown and JSON, with one command.
 
     python scripts/results.py --output=results/results.json \
         --data="SOTS indoor=sots_indoor:/data/SOTS/indoor" --data="I-HAZE=folders:/data/I-HAZE" \
         --data="photographs=photographs:" \
         --weights=weights/aod_net,weights/dehazenet,haze,"random U-Net=runs/random/weights"
 
-Each --data is TITLE=WHAT:PATH; WHAT is a layout of data/layouts.py or, for the demo's photographs made
-hazy, `photographs`. A row for the hazy input, the dark channel prior and each of the weights. Time per image
-is warm (a picture of every size is restored once before), one picture at a time, with everything from pixels
-to pixels in it; compare it only within one table.
+Each --data is TITLE=WHAT:PATH; WHAT is a layout of data/pairing/layouts.py or, for the demo's photographs
+made hazy, `photographs`. The rows are the hazy input, the dark channel prior and each of the weights. Time
+per image is warm (an image of every size is restored once before), one image at a time, from pixels to
+pixels; compare it only within one table.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 from absl import flags
 
-from difflid_jax.cli import UsageError, run, use_compilation_cache
+from difflid_jax.cli import UsageError, define_path, refuse_existing, run, use_compilation_cache
 from difflid_jax.data.pairing.layouts import LAYOUTS
-from difflid_jax.evaluation import tables as report
-from difflid_jax.evaluation.methods import Method, load_methods
-from difflid_jax.evaluation.scoring import Result, evaluate
-from difflid_jax.evaluation.test_sets import TestSet, open_test_set
-from difflid_jax.metrics.lpips import Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
 
 
 def parse(text: str) -> tuple[str, str, str]:
-    """'TITLE=WHAT:PATH' → (title, what, path). Raises: ValueError for another form."""
+    """'TITLE=WHAT:PATH' → (title, what, path). Raises ValueError for another form."""
     title, _, where = text.partition("=")
     what, colon, root = where.partition(":")
     if not title or not colon or what not in (*LAYOUTS, "photographs"):
@@ -39,58 +33,70 @@ def parse(text: str) -> tuple[str, str, str]:
     return title, what, root
 
 
-def open_set(what: str, root: str, *, allow_missing: bool) -> TestSet:
-    if what == "photographs":
-        return open_test_set(root, source=what)
-    return open_test_set(root, what, allow_missing=allow_missing)
-
-
-def _evaluated(method: Method, title: str, test: TestSet, protocol: str, lpips: Lpips) -> Result:
-    result = evaluate(
-        method.restore,
-        test.pictures,
-        method=f"{title}, {method.name}",
-        protocol=protocol,
-        lpips=lpips,
-        warm_up=True,
-    )
-    return replace(result, method=method.name)
-
-
 def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     if len(argv) > 1 or not options.data or not options.output.endswith(".json"):
         raise UsageError("give --data=TITLE=WHAT:PATH (one or more) and --output=FILE.json, see --help")
-    use_compilation_cache()
     named = [parse(text) for text in options.data]
-    methods = load_methods(["identity", "dark_channel_prior"]) + load_methods(
-        [], options.weights, tile=options.tile
-    )
-    sets = [(title, open_set(*where, allow_missing=options.allow_missing)) for title, *where in named]
-    lpips = Lpips("alex")
+    output = Path(options.output)
+    for path in (output, output.with_suffix(".md")):
+        refuse_existing(path, options.overwrite)
+
+    import jax
+
+    from difflid_jax.atomic import write_text
+    from difflid_jax.evaluation import tables
+    from difflid_jax.evaluation.methods import load_methods
+    from difflid_jax.evaluation.scoring import evaluate
+    from difflid_jax.evaluation.test_sets import open_test_set
+    from difflid_jax.metrics.lpips import Lpips
+
+    use_compilation_cache()
+    methods = load_methods(["identity", "dark_channel_prior"])
+    methods += load_methods([], options.weights, tile=options.tile)
+    sets = []
+    for title, what, root in named:
+        if what == "photographs":
+            sets.append((title, open_test_set(root, source=what)))
+        else:
+            sets.append((title, open_test_set(root, what, allow_missing=options.allow_missing)))
+    measures = {"protocol": options.protocol, "lpips": Lpips("alex"), "warm_up": True}
     sections, entries = [], []
     for title, test in sets:
-        scored = [(method, _evaluated(method, title, test, options.protocol, lpips)) for method in methods]
-        caption = report.caption(options.protocol, test, "alex")
-        sections.append(f"## {title}\n\n{report.table(scored, costs=True)}\n\n{caption}")
-        entries.append({"title": title, **report.document(scored, test, "alex")})
-    text = "\n\n".join(sections) + f"\n\nSeconds on {report.device()}, one picture at a time.\n"
+        scored = []
+        for method in methods:
+            result = evaluate(method.restore, test.images, method=f"{title}, {method.name}", **measures)
+            scored.append((method, replace(result, method=method.name)))
+        caption = tables.caption(scored, test, "alex")
+        sections.append(f"## {title}\n\n{tables.table(scored, costs=True)}\n\n{caption}")
+        entries.append({"title": title, **tables.document(scored, test, "alex")})
+    text = "\n\n".join(sections) + f"\n\nSeconds on {tables.device()}, one image at a time.\n"
     if jax.process_index() == 0:
-        print(text)
-        output = Path(options.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(output.with_suffix(".md"), text)
-        report.write_json(output, {"sets": entries, **report.circumstances()})
+        write_text(output.with_suffix(".md"), text)
+        tables.write_json(output, {"sets": entries, **tables.circumstances()})
+        print(text)
     return 1 if any(test.left_out for _, test in sets) else 0
 
 
-if __name__ == "__main__":
-    flags.DEFINE_multi_string("data", [], "TITLE=WHAT:PATH of a data set; may be given several times.")
-    flags.DEFINE_list("weights", ["haze"], "A row each: shipped names, folders or LABEL=FOLDER.")
-    flags.DEFINE_string(
-        "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side in pixels."
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define the program's flags on `values`."""
+    flags.DEFINE_multi_string(
+        "data", [], "TITLE=WHAT:PATH of a data set; may be given several times.", flag_values=values
     )
-    flags.DEFINE_enum("protocol", "paper", list(PROTOCOLS), "How a pair is scored.")
-    flags.DEFINE_string("output", "", "FILE.json; the Markdown goes to FILE.md.")
-    flags.DEFINE_bool("allow_missing", False, "Score what is there of sets that are not whole, and say so.")
-    run(main)
+    flags.DEFINE_list(
+        "weights", ["haze"], "Rows: shipped names, folders or LABEL=FOLDER.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side.", flag_values=values
+    )
+    flags.DEFINE_enum("protocol", "paper", list(PROTOCOLS), "How a pair is scored.", flag_values=values)
+    define_path("output", "", "FILE.json; the Markdown goes to FILE.md.", values)
+    flags.DEFINE_bool("overwrite", False, "Replace existing files of --output.", flag_values=values)
+    flags.DEFINE_bool(
+        "allow_missing", False, "Score incomplete sets, and report what was left out.", flag_values=values
+    )
+
+
+if __name__ == "__main__":
+    run(main, define_flags)

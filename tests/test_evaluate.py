@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def run(*arguments: str) -> int:
     options = flags.FlagValues()
     program.define_flags(options)
     options(["evaluate", *arguments])
-    return program.score(options)
+    return program.evaluate_methods(options)
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_means_images_csv_and_table_say_the_same(folders, pairs_flags, capsys):
             assert [float(line[metric]) for line in own] == values
             assert f"{entry['mean'][metric]:.{digits}f}" in printed
         sheet = read_image(output.with_suffix(f".{entry['method']}.png"))
-        assert sheet.shape[0] > 5 * 40  # all five pictures: two worst, one between, two best
+        assert sheet.shape[0] > 5 * 40  # all five images: two worst, one between, two best
     hazy = np.stack([read_image(folders / "hazy" / f"{i}_1.png") for i in range(5)]) / 255
     clean = np.stack([read_image(folders / "clean" / f"{i}.png") for i in range(5)]) / 255
     expected = -10 * np.log10(((hazy - clean) ** 2).mean(axis=(1, 2, 3)))
@@ -196,7 +197,7 @@ def test_a_set_that_is_not_whole_is_scored_only_on_request_and_said_so(folders, 
 
 
 def _text(path):
-    path.write_text("no picture")
+    path.write_text("no image")
 
 
 def _saved(mode, size=(48, 40)):
@@ -224,13 +225,13 @@ def _damaged_inside(path):
      _saved("RGB", (45, 40)), _bomb, lambda path: path.write_bytes(b"")],
     ids=["text", "damaged", "16-bit", "palette", "CMYK", "transparent", "9×9", "other size", "bomb", "empty"],
 )  # fmt: skip
-def test_a_picture_that_cannot_be_scored_is_named(spoil, folders, pairs_flags):
+def test_a_image_that_cannot_be_scored_is_named(spoil, folders, pairs_flags):
     spoil(folders / "hazy" / "2_1.png")
     with pytest.raises(ValueError, match=r"2_1\.png"):
         run(*pairs_flags, "--method=identity", "--lpips=none")
 
 
-def test_pictures_restored_elsewhere(folders, pairs_flags):
+def test_images_restored_elsewhere(folders, pairs_flags):
     (folders / "restored").mkdir()
     for number in range(5):
         clean = read_image(folders / "clean" / f"{number}.png")
@@ -241,20 +242,96 @@ def test_pictures_restored_elsewhere(folders, pairs_flags):
     assert run(*arguments) == 0
     written = json.loads(output.read_text())
     psnr = [image["psnr"] for image in written["images"]]
-    assert written["method"] == "restored" and psnr[4] == "inf" and written["mean"]["psnr"] == "inf"
+    assert written["method"] == "restored" and psnr[4] == "inf" and written["equal_to_ground_truth"] == 1
+    assert written["mean"]["psnr"] == pytest.approx(np.mean(psnr[:4]))
     np.testing.assert_allclose(psnr[:4], 20 * np.log10(255), atol=1e-3)
     (folders / "restored" / "2_1.png").unlink()
     with pytest.raises(ValueError, match=r"2\.png"):
+        run(*arguments, "--overwrite")
+
+
+def test_several_programs_results_stand_in_one_table_beside_ours(folders, pairs_flags, capsys):
+    for method, change in (("Theirs", 1), ("A/odd name", 3)):
+        (folders / "results" / method.replace("/", "-")).mkdir(parents=True)
+        for number in range(5):
+            image = read_image(folders / "clean" / f"{number}.png") + np.uint8(change)
+            write_png(folders / "results" / method.replace("/", "-") / f"{number}_1.png", image)
+    output = folders / "scores.json"
+    arguments = [*pairs_flags, f"--results={folders / 'results'}", "--lpips=none", f"--output={output}"]
+    assert run(*arguments, "--method=identity") == 0
+    methods = json.loads(output.read_text())["methods"]
+    assert [method["method"] for method in methods] == ["identity", "A-odd name", "Theirs"]
+    for method, change in zip(methods[1:], (3, 1), strict=True):
+        assert method["mean"]["psnr"] == pytest.approx(20 * np.log10(255 / change), abs=1e-3)
+    # One row an image, one column a method, between hazy and clean.
+    sheet = read_image(output.with_suffix(".comparison.png"))
+    assert sheet.shape[1] > 5 * 48 and "Theirs" in capsys.readouterr().out
+    (folders / "results" / "Theirs" / "3_1.png").unlink()
+    with pytest.raises(ValueError, match=r"Theirs: expected a restored image for each of 5 .* first 3_1"):
+        run(*arguments, "--overwrite")
+
+
+def test_nothing_is_overwritten_unless_asked_and_files_come_before_the_table(
+    folders, pairs_flags, monkeypatch
+):
+    output = folders / "scores.json"
+    arguments = [*pairs_flags, "--method=identity", "--lpips=none", f"--output={output}"]
+    sheet = output.with_suffix(".identity.png")
+    sheet.write_text("mine")
+    with pytest.raises(program.UsageError, match=r"scores\.identity\.png: already exists; --overwrite"):
+        run(*arguments)
+    assert sheet.read_text() == "mine" and not output.exists()
+
+    def fails(*_):
+        raise OSError("no terminal")
+
+    monkeypatch.setattr("builtins.print", fails)
+    monkeypatch.setattr("difflid_jax.evaluation.test_sets.print", lambda *_, **__: None, raising=False)
+    with pytest.raises(OSError, match="no terminal"):
+        run(*arguments, "--overwrite")
+    assert json.loads(output.read_text())["method"] == "identity" and sheet.read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.undo()
+    with pytest.raises(program.UsageError, match=r"scores\.json: already exists"):
         run(*arguments)
 
 
-def test_restored_pictures_must_be_as_many_as_hazy_ones(folders, pairs_flags):
+def test_noise_seeds_and_the_mirrored_ensemble_are_rows_of_their_own(folders, workdir, pairs_flags, capsys):
+    output = folders / "scores.json"
+    run(
+        *pairs_flags,
+        f"--weights=ours={workdir}",
+        "--lpips=none",
+        "--noise_seeds=2",
+        "--ensemble=flip",
+        f"--output={output}",
+    )
+    written = json.loads(output.read_text())
+    assert written["noise_seeds"] == 2
+    ours, flipped = written["methods"]
+    assert (ours["method"], flipped["method"]) == ("ours", "ours + flip") and flipped["ensemble"] == "flip"
+    assert f"{ours['mean']['psnr']:.3f} ± {ours['spread']['psnr']:.3f}" in capsys.readouterr().out
+    restorer = load_restorer(workdir)
+    hazy = read_image(folders / "hazy" / "1_1.png").astype(np.float32) / 255
+    clean = read_image(folders / "clean" / "1.png").astype(np.float32) / 255
+    psnr, both = [], []
+    for seed in (5, 6):
+        restore = replace(restorer, noise_seed=seed).restore_array
+        plain, mirrored = restore(hazy), restore(hazy[:, ::-1])[:, ::-1]
+        psnr.append(-10 * np.log10(np.square(plain - clean).mean()))
+        both.append(-10 * np.log10(np.square((plain + mirrored) / 2 - clean).mean()))
+    assert psnr[0] != psnr[1]
+    assert ours["images"][1]["psnr"] == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert ours["images"][1]["psnr_std"] == pytest.approx(np.std(psnr, ddof=1), abs=1e-4)
+    assert flipped["images"][1]["psnr"] == pytest.approx(np.mean(both), abs=1e-4)
+
+
+def test_restored_images_must_be_as_many_as_hazy_ones(folders, pairs_flags):
     (folders / "restored").mkdir()
     for number in range(5):
         write_png(folders / "hazy" / f"{number}_2.png", read_image(folders / "hazy" / f"{number}_1.png"))
         write_png(folders / "restored" / f"{number}_2.png", read_image(folders / "hazy" / f"{number}_1.png"))
     arguments = [*pairs_flags, f"--restored={folders / 'restored'}", "--lpips=none"]
-    with pytest.raises(ValueError, match=r"restored has 1 pictures for 0\.png, .*hazy has 2 \(5 clean"):
+    with pytest.raises(ValueError, match=r"restored has 1 images for 0\.png, .*hazy has 2 \(5 clean"):
         run(*arguments)
     assert run(*arguments, "--allow_missing") == 1
 

@@ -1,19 +1,19 @@
-"""The dehazing methods that can be scored, each by its name: those that need no weights and those that do.
+"""The dehazing methods that can be scored, by name: those that need no weights and those that do.
 
-A weights folder says what it is (its `kind`), so weights are given as a list and find their method.
+A weights folder states its `kind`, so weights are given as a list and each finds its method.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
 from difflid_jax.baselines.dark_channel import dark_channel_prior
 from difflid_jax.baselines.peers import AODNet, DehazeNet, recover
+from difflid_jax.compiled import bounded_jit
 from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
@@ -22,21 +22,39 @@ _KINDS = {"aod_net": "aod_net", "dehazenet": "dehazenet", "restorer": "difflid"}
 _SHIPPED = {"difflid": "haze"}
 _PEERS = {"aod_net": AODNet, "dehazenet": DehazeNet}
 
+Restore = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Method:
     """One row of a results table.
 
     restore: hazy float32 (H,W,3) in [0,1] → restored, same shape.
-    parameters: trained numbers; frozen: those of the diffusion prior it looks at the picture with.
+    parameters: trained numbers; frozen: those of the diffusion prior that it sees the image with.
     facts: where its weights come from, for the report (weights, sha256, prior, seed, …).
+    with_seed: another seed of the prior's noise → the function that restores with it; None if the method
+        draws no noise.
+    images: inputs of its own in place of the test set's (images restored elsewhere), or None.
     """
 
     name: str
-    restore: Callable[[np.ndarray], np.ndarray]
+    restore: Restore
     parameters: int = 0
     frozen: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    with_seed: Callable[[int], Restore] | None = None
+    images: Any = None
+
+    def flipped(self) -> "Method":
+        """The method averaged over the image and its mirror image, as a row of its own."""
+        seeded = self.with_seed
+        return replace(
+            self,
+            name=f"{self.name} + flip",
+            restore=_with_mirror_image(self.restore),
+            with_seed=seeded and (lambda seed: _with_mirror_image(seeded(seed))),
+            facts=self.facts | {"ensemble": "flip"},
+        )
 
 
 def load_methods(
@@ -46,11 +64,11 @@ def load_methods(
 
     An element of `weights` is a shipped name, a folder or a run's workdir, or LABEL=FOLDER to name its row.
     Without `names`: the methods of the weights. A method with several weights gives several rows, named
-    `method (weights)` where they have no label. `difflid` without weights takes the shipped ones.
-    `tile` is the restorer's: 'off' restores whole pictures, as training's evaluation and the paper do.
+    `method (weights)` unless labelled. `difflid` without weights takes the shipped ones. `tile` is the
+    restorer's: 'off' restores whole images, as training's evaluation and the paper do.
 
     Raises: ValueError for an unknown name, weights without a method or a method without weights;
-        FileNotFoundError for weights that are not there.
+        FileNotFoundError for missing weights.
     """
     for name in names:
         if name not in METHODS:
@@ -83,6 +101,14 @@ def load_methods(
     return methods
 
 
+def _with_mirror_image(restore: Restore) -> Restore:
+    def restore_both(hazy: np.ndarray) -> np.ndarray:
+        mirrored = np.asarray(restore(np.ascontiguousarray(hazy[:, ::-1])), np.float32)
+        return (np.asarray(restore(hazy), np.float32) + mirrored[:, ::-1]) / 2
+
+    return restore_both
+
+
 def _label_and_folder(given: str) -> tuple[str, str]:
     label, equals, folder = given.partition("=")
     if not equals or Path(given).exists():
@@ -108,7 +134,7 @@ def _with_weights(name: str, folder: str, label: str, tile: str | int) -> Method
     weights = store.read(folder, name)
     network = nnx.eval_shape(lambda: _PEERS[name](rngs=nnx.Rngs(0)))
     store.fill(network, weights.tensors, where=str(weights.path))
-    run = jax.jit(lambda hazy: network(hazy[None])[0])
+    run = bounded_jit(lambda hazy: network(hazy[None])[0])
 
     def restore(hazy: np.ndarray) -> np.ndarray:
         output = np.asarray(run(hazy))
@@ -122,5 +148,12 @@ def _with_weights(name: str, folder: str, label: str, tile: str | int) -> Method
 def _difflid(folder: str, label: str, tile: str | int) -> Method:
     restorer = load_restorer(folder, tile=tile)
     facts = {name: value for name, value in restorer.facts.items() if name not in ("config", "noise_seed")}
-    facts |= {"seed": restorer.facts.get("noise_seed", 0), "tile": tile}
-    return Method(label, restorer.restore_array, restorer.parameters, restorer.frozen_parameters, facts)
+    facts |= {"seed": restorer.noise_seed, "tile": tile}
+    return Method(
+        label,
+        restorer.restore_array,
+        restorer.parameters,
+        restorer.frozen_parameters,
+        facts,
+        lambda seed: replace(restorer, noise_seed=seed).restore_array,
+    )

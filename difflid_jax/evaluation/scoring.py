@@ -1,34 +1,39 @@
-"""One method over one data set: every picture is restored and scored once, however many processes share it.
+"""One method on one data set: every image is restored and scored once, by however many processes.
 
-Training calls `evaluate` on its validation pictures, the programs on test sets. The mean is over pictures,
-never a mean of batch means.
+Training calls `evaluate` on its validation images, the programs on test sets. The mean is over images, never
+a mean of batch means (unless the protocol says so), and correctly rounded (`math.fsum`): it depends neither
+on the order of the images nor on the number of processes.
 """
 
 import json
 import math
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from difflid_jax.backbones.inception import CHANNELS, Inception
 from difflid_jax.metrics import protocols
 from difflid_jax.metrics.fid import FeatureStatistics, frechet_distance
+from difflid_jax.metrics.measure import measure_all, prepare
 from difflid_jax.metrics.merge import bytes_of_all_processes
-from difflid_jax.metrics.scores import score_all
+
+Restore = Callable[[np.ndarray], Any]
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """This process's share of a data set, as `data.pipeline.Evaluation` gives it.
 
-    Iterating yields {'name', 'index', 'hazy', 'clean'}, the pictures uint8 (H,W,3) of one size; `total`
-    counts the pictures of all processes, whose indices are 0 … total - 1.
+    Iteration yields {'name', 'index', 'hazy', 'clean'}, the images uint8 (H,W,3) of one size; `total` counts
+    the images of all processes, whose indices are 0 … total - 1.
     """
 
     @property
@@ -41,10 +46,12 @@ class Pictures(Protocol):
 class Result:
     """Scores of one method on one data set.
 
-    images: {'name': …, 'psnr': …, 'ssim': …} (and 'lpips') of every picture, in the data set's order.
-    mean: of each metric over the images; with 'fid' where it was asked for, which is one number of the set.
-    seconds: mean time to restore a picture, calls that had to compile for a new size left out; None where
-    no other call was made.
+    images: {'name': …, 'psnr': …, 'ssim': …} (and 'lpips') of every image, in the data set's order.
+    mean: of each metric; with 'fid' if it was asked for, which is one number of the set. An image that equals
+        its ground truth has an infinite PSNR, which the mean leaves out unless all have.
+    seconds: mean time to restore an image, without the calls that compiled for a new size; None if there were
+        no others.
+    spread: standard deviation of each mean over seeds of the noise; empty for a single seed.
     """
 
     method: str
@@ -52,6 +59,12 @@ class Result:
     images: tuple[dict[str, Any], ...]
     mean: dict[str, float]
     seconds: float | None
+    spread: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def equal(self) -> int:
+        """The number of images with an infinite PSNR."""
+        return sum(image["psnr"] == math.inf for image in self.images)
 
     def ranked(self) -> list[int]:
         """Indices of the images from the worst to the best PSNR."""
@@ -59,8 +72,8 @@ class Result:
 
 
 def evaluate(
-    restore: Callable[[np.ndarray], np.ndarray],
-    pictures: Pictures,
+    restore: Restore,
+    images: Images,
     *,
     method: str,
     protocol: str = "paper",
@@ -68,33 +81,35 @@ def evaluate(
     inception: Inception | None = None,
     batch_size: int = 1,
     warm_up: bool = False,
+    seed: int = 0,
     watch: Callable[[int, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
     progress: bool = True,
 ) -> Result:
-    """Restore and score every picture; all processes must call it, and all get the same result.
+    """Restore and score every image; all processes must call it, and all get the same result.
 
     Args:
         restore: hazy float32 (H,W,3) in [0,1] → restored float of the same shape (clamped when scored).
-        method: what the result and the progress bar call it.
+        method: its name in the result and on the progress bar.
         protocol: a name of `metrics.protocols.PROTOCOLS`.
         lpips: a `metrics.lpips.Lpips`, or None to leave LPIPS out.
-        inception: the features of the FID between the restored and the clean pictures, or None.
-        batch_size: pictures of equal size that are scored (not restored) together.
-        warm_up: restore a picture of every new size once before the call that is timed.
-        watch: called with (index, hazy, restored, clean), float32 (H,W,3), of every picture of this process.
+        inception: the features of the FID between the restored and the clean images, or None.
+        batch_size: images of equal size that are scored (not restored) together.
+        warm_up: restore an image of every new size once before the call that is timed.
+        seed: of the crops of a protocol that cuts some.
+        watch: called with (index, hazy, restored, clean), float32 (H,W,3), of every image of this process.
 
-    Raises: ValueError or OSError, in every process alike, where a picture cannot be read, restored or
-        scored (it is named), or the data set is empty.
+    Raises: ValueError or OSError, in every process alike, if an image cannot be read, restored or scored
+        (the message names it), or if the data set is empty.
     """
     protocol = protocols.find_protocol(protocol)
-    if not pictures.total:
-        raise ValueError("there is no picture to score")
-    share = _Share(restore, method, protocol, inception, warm_up, watch)
+    if not images.total:
+        raise ValueError("there is no image to score")
+    share = _Share(restore, method, protocol, inception, warm_up, seed, watch)
     rows, trouble = [], None
     try:
-        rows = share.score(pictures, lpips, batch_size, progress)
+        rows = share.run(images, lpips, batch_size, progress)
     except (ValueError, OSError) as error:
-        # The other processes wait for this one's scores: they get the error, and all raise it.
+        # The other processes wait for this one's scores: they receive the error, and all raise it.
         trouble = error
     mine = json.dumps({"rows": rows, "trouble": str(trouble or "")}).encode()
     shares = [json.loads(their) for their in bytes_of_all_processes(mine)]
@@ -102,35 +117,59 @@ def evaluate(
         raise trouble
     if elsewhere := [their["trouble"] for their in shares if their["trouble"]]:
         raise ValueError(elsewhere[0])
-    result = _merged(
-        method, protocol.name, [row for their in shares for row in their["rows"]], pictures.total
-    )
+    result = _merged(method, protocol, [row for their in shares for row in their["rows"]], images.total)
     if inception is not None:
         result.mean["fid"] = frechet_distance(*(sums.of_all_processes() for sums in share.features))
     return result
 
 
-class _Share:
-    """This process's pictures on their way through the method and the metrics."""
+def over_seeds(results: Sequence[Result]) -> Result:
+    """One result of several seeds: means over them, and how much each mean varies (`spread`).
 
-    def __init__(self, restore, method, protocol, inception, warm_up, watch):
+    Every image also gets 'psnr_std', the standard deviation of its PSNR over the seeds.
+    """
+    if len(results) == 1:
+        return results[0]
+    images = []
+    for of_one in zip(*(result.images for result in results), strict=True):
+        values = {m: [scores[m] for scores in of_one] for m in of_one[0] if m != "name"}
+        row = {"name": of_one[0]["name"]} | {m: statistics.fmean(v) for m, v in values.items()}
+        images.append(row | {"psnr_std": _deviation(values["psnr"])})
+    means = {metric: [result.mean[metric] for result in results] for metric in results[0].mean}
+    timed = [result.seconds for result in results if result.seconds is not None]
+    return replace(
+        results[0],
+        images=tuple(images),
+        mean={metric: statistics.fmean(values) for metric, values in means.items()},
+        spread={metric: _deviation(values) for metric, values in means.items()},
+        seconds=statistics.fmean(timed) if timed else None,
+    )
+
+
+class _Share:
+    """This process's images on their way through the method and the metrics."""
+
+    def __init__(self, restore, method, protocol, inception, warm_up, seed, watch):
         self.restore, self.method, self.protocol = restore, method, protocol
-        self.warm_up, self.watch = warm_up, watch
+        self.warm_up, self.seed, self.watch = warm_up, seed, watch
         self.inception = inception
         empty = FeatureStatistics(0, np.zeros(CHANNELS), np.zeros((CHANNELS, CHANNELS)))
-        self.features = [empty, empty]  # of the restored and the clean pictures
+        self.features = [empty, empty]  # of the restored and the clean images
         self.rows: list[dict[str, Any]] = []
         self.sizes: set[tuple[int, ...]] = set()
 
-    def score(self, pictures: Pictures, lpips, batch_size: int, progress: bool) -> list[dict[str, Any]]:
+    def run(self, images: Images, lpips, batch_size: int, progress: bool) -> list[dict[str, Any]]:
         quiet = not progress or jax.process_index() > 0
-        bar = tqdm(pictures, self.method, len(pictures), unit="image", file=sys.stderr, disable=quiet)
-        stream = (self._restored(picture) for picture in bar)
-        scores = score_all(stream, self.protocol, batch_size=batch_size, lpips=lpips)
-        return [row | {"scores": scores.images[str(row["index"])]} for row in self.rows]
+        bar = tqdm(images, self.method, len(images), unit="image", file=sys.stderr, disable=quiet)
+        stream = (self._restored(image) for image in bar)
+        scores = measure_all(stream, self.protocol, batch_size=batch_size, lpips=lpips)
+        return [row | {"scores": scores[str(row["index"])]} for row in self.rows]
 
-    def _restored(self, picture: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
-        hazy, clean = (picture[role].astype(np.float32) / 255 for role in ("hazy", "clean"))
+    def _restored(self, image: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
+        index, name = int(image["index"]), f"{self.method}, image {image['name']!r}"
+        hazy, clean = (image[role].astype(np.float32) / 255 for role in ("hazy", "clean"))
+        if self.protocol.crop:
+            hazy, clean = _random_crop((hazy, clean), self.protocol.crop, (self.seed, index), name)
         cold = hazy.shape not in self.sizes
         self.sizes.add(hazy.shape)
         try:
@@ -145,21 +184,13 @@ class _Share:
                 raise
             height, width = hazy.shape[:2]
             raise ValueError(
-                f"{self.method}, image {picture['name']!r}: {width}×{height} pixels need more memory than "
-                "this device has; restore in tiles (evaluate --tile=auto) or use a larger device"
+                f"{name}: {width}×{height} pixels need more memory than this device has; restore in tiles "
+                "(evaluate --tile=auto) or use a larger device"
             ) from error
-        floats = jnp.issubdtype(restored.dtype, jnp.floating)
-        if restored.shape != clean.shape or not floats or not np.isfinite(restored).all():
-            wrong = f", {np.count_nonzero(~np.isfinite(restored)):,} values not finite" if floats else ""
-            raise ValueError(
-                f"{self.method}, image {picture['name']!r}: expected finite floats of shape {clean.shape}, "
-                f"found {restored.dtype} of shape {restored.shape}{wrong}"
-            )
-        restored = restored.astype(np.float32)
-        index = int(picture["index"])
-        self.rows.append({"index": index, "name": picture["name"], "seconds": seconds, "cold": cold})
+        restored = _checked(restored, clean.shape, name)
+        self.rows.append({"index": index, "name": image["name"], "seconds": seconds, "cold": cold})
         if self.inception is not None:
-            prepared = protocols.prepare(restored[None], clean[None], protocol=self.protocol)
+            prepared = prepare(restored[None], clean[None], self.protocol)
             both = np.concatenate([prepared, clean[None]])
             added = (FeatureStatistics.of(features[None]) for features in self.inception(both))
             self.features = [sums + more for sums, more in zip(self.features, added, strict=True)]
@@ -168,12 +199,61 @@ class _Share:
         return str(index), restored, clean
 
 
-def _merged(method: str, protocol: str, rows: list[dict], total: int) -> Result:
+def _checked(restored: np.ndarray, shape: tuple[int, ...], name: str) -> Float[np.ndarray, "h w 3"]:
+    """A restored image as float32. Raises ValueError unless it is finite floats of this shape."""
+    floats = jnp.issubdtype(restored.dtype, jnp.floating)
+    if restored.shape != shape or not floats or not np.isfinite(restored).all():
+        wrong = f", {np.count_nonzero(~np.isfinite(restored)):,} values not finite" if floats else ""
+        raise ValueError(
+            f"{name}: expected finite floats of shape {shape}, found {restored.dtype} of shape "
+            f"{restored.shape}{wrong}"
+        )
+    return restored.astype(np.float32)
+
+
+def _random_crop(
+    pair: Sequence[np.ndarray], side: int, seed: Sequence[int], name: str
+) -> tuple[np.ndarray, ...]:
+    height, width = pair[0].shape[:2]
+    if min(height, width) < side:
+        raise ValueError(f"{name}: the protocol crops {side}×{side} pixels, found {width}×{height}")
+    rng = np.random.default_rng(seed)
+    step = -1 if rng.integers(2) else 1
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    return tuple(x[top : top + side, left : left + side][:, ::step] for x in pair)
+
+
+def _merged(method: str, protocol: protocols.Protocol, rows: list[dict], total: int) -> Result:
     rows.sort(key=lambda row: row["index"])
     if [row["index"] for row in rows] != list(range(total)):
-        raise RuntimeError(f"{len(rows)} scores for {total} pictures: some were scored twice or never")
-    metrics = rows[0]["scores"]
-    mean = {metric: math.fsum(row["scores"][metric] for row in rows) / total for metric in metrics}
+        raise RuntimeError(f"{len(rows)} scores for {total} images: some were scored twice or never")
+    scores = [row["scores"] for row in rows]
     warm = [row["seconds"] for row in rows if not row["cold"]]
     images = tuple({"name": row["name"], **row["scores"]} for row in rows)
-    return Result(method, protocol, images, mean, math.fsum(warm) / len(warm) if warm else None)
+    return Result(method, protocol.name, images, _means(scores, protocol), _mean(warm) if warm else None)
+
+
+def _means(scores: Sequence[Mapping[str, float]], protocol: protocols.Protocol) -> dict[str, float]:
+    columns = {metric: [row[metric] for row in scores] for metric in scores[0]}
+    if protocol.batch:
+        columns = {metric: _of_batches(metric, x, protocol.batch) for metric, x in columns.items()}
+    finite = [value for value in columns["psnr"] if value != math.inf]
+    columns["psnr"] = finite or columns["psnr"]
+    return {metric: _mean(values) for metric, values in columns.items()}
+
+
+def _of_batches(metric: str, values: Sequence[float], size: int) -> list[float]:
+    """The score of every `size` images that follow each other, PSNR that of their joint squared error."""
+    batches = [values[first : first + size] for first in range(0, len(values), size)]
+    if metric != "psnr":
+        return [_mean(batch) for batch in batches]
+    errors = (_mean([10 ** (-value / 10) for value in batch]) for batch in batches)
+    return [-10 * math.log10(error) if error else math.inf for error in errors]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else 0.0

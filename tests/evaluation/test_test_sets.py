@@ -1,4 +1,4 @@
-"""Pictures with depth become a test set of their own: made hazy, the same every time, and said so."""
+"""Images with depth become a test set of their own: made hazy, the same every time, and said so."""
 
 import numpy as np
 
@@ -10,14 +10,14 @@ def test_the_photographs_are_made_hazy_alike_each_time_and_by_index():
     haze = HazeSpec(airlight=(0.8, 0.9), seed=3)
     test = open_test_set("", source="photographs", haze=haze)
     again = open_test_set("", source="photographs", haze=haze)
-    pictures = list(test.pictures)
-    assert len(pictures) == test.pictures.total == 2
-    for picture, other in zip(pictures, again.pictures, strict=True):
-        same = again.pictures[picture["index"]]
-        np.testing.assert_array_equal(picture["hazy"], other["hazy"])
-        np.testing.assert_array_equal(picture["hazy"], same["hazy"])
-        assert np.abs(picture["hazy"].astype(int) - picture["clean"]).mean() > 10
+    images = list(test.images)
+    assert len(images) == test.images.total == 2
+    for image, other in zip(images, again.images, strict=True):
+        same = again.images[image["index"]]
+        np.testing.assert_array_equal(image["hazy"], other["hazy"])
+        np.testing.assert_array_equal(image["hazy"], same["hazy"])
+        assert np.abs(image["hazy"].astype(int) - image["clean"]).mean() > 10
     summary = "photographs, made hazy with A 0.8…0.9, β 0.6…1.8, seed 3"
     assert test.about["summary"] == summary and test.about["haze"]["seed"] == 3
     other_seed = open_test_set("", source="photographs", haze=HazeSpec(airlight=(0.8, 0.9), seed=4))
-    assert not np.array_equal(other_seed.pictures[0]["hazy"], pictures[0]["hazy"])
+    assert not np.array_equal(other_seed.images[0]["hazy"], images[0]["hazy"])
