@@ -1,4 +1,4 @@
-"""Crops from images: window, scale, flip, and haze made on the fly. Every draw comes from one generator."""
+"""Crops from images: window, scale, flip, and haze made on the fly, all drawn from one generator."""
 
 import copy
 import io
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from difflid_jax.data.haze import scatter
@@ -25,15 +26,15 @@ def check_seed(seed: int) -> None:
 class HazeSpec:
     """Haze made on the fly, I = J·t + A(1−t), t = exp(−β·d/max d); the defaults are RESIDE ITS.
 
-    airlight, beta: ranges of A and β, drawn evenly for every crop (for every image in evaluation).
-    seed: of the haze of the evaluation images.
-    The rest is off by default and never applies to evaluation images:
-    clean: share of the crops with β = 0: no haze, so that what is clean is learnt to stay so.
-    white: share of the crops with A = 1, as in all of SOTS-indoor, and none of the tint and the light.
-    tint: each channel of A is scaled by up to 1 ± tint (and held at 1).
-    gamma: range of an exponent on the clean image before haze, drawn evenly in its logarithm.
-    light: range of a factor on scene and airlight alike, drawn evenly in its logarithm, for rooms that are
-        dim: one for all of half of the crops, in the others one at each corner and between them bilinear.
+    airlight, beta: ranges of A and β, uniform, drawn per crop (per image in evaluation).
+    seed: of the haze in evaluation.
+    The rest is off by default and applies to training only:
+    clean: share of the crops with β = 0, so that a network learns to leave clean images unchanged.
+    white: share of the crops with A = 1, as in all of SOTS-indoor, and with neither tint nor light.
+    tint: each channel of A is scaled by a factor within 1 ± tint (and clipped to 1).
+    gamma: range of an exponent on the clean image before haze, log-uniform.
+    light: range of a factor on scene and airlight, log-uniform, for dim rooms: one factor in half of the
+        crops, in the others one at each corner, interpolated bilinearly.
     noise: the largest standard deviation of Gaussian noise on the hazy image, in [0,1] units.
     jpeg: range of JPEG qualities for half of the hazy crops; () is none.
     """
@@ -81,8 +82,8 @@ class CropSpec:
     """Random square crops.
 
     size: of the crop. flip: mirror half of the crops.
-    scale: the image is first resized by a factor drawn from this range, evenly in its logarithm (never so
-        small that the crop no longer fits); (1, 1) is off.
+    scale: range of a factor, log-uniform, by which the image is first resized (never so small that the crop
+        no longer fits); (1, 1) is off.
     view: side at which the whole hazy image accompanies every crop, for features of whole images; 0 is off.
     """
 
@@ -111,7 +112,7 @@ class Augment:
     haze: HazeSpec
 
     def __call__(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        positions = self.data.elements[element]
+        positions = self.data.elements[element].tolist()
         shape = self.data.store.shape(positions[0])
         window, flip = self._window(shape, rng)
         arrays = [self._read(position, window, flip) for position in positions]
@@ -162,17 +163,18 @@ def _part(window: Sequence[int], shape: Sequence[int], flip: bool) -> tuple[floa
 
 
 def make_hazy(
-    clean: np.ndarray,
-    depth: np.ndarray,
+    clean: UInt8[np.ndarray, "h w 3"],
+    depth: Shaped[np.ndarray, "h w"],
     spec: HazeSpec,
     rng: np.random.Generator,
     *,
     plain: bool = False,
     window: Sequence[float] = WHOLE,
-) -> dict[str, np.ndarray]:
-    """clean uint8 (H,W,3) and depth (H,W), 65535 where t = exp(−β), → a hazy and a clean image of 8 bits.
+) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    """A 'hazy' and a 'clean' image; `depth` is 65535 where t = exp(−β).
 
-    `window`: the part (top, left, bottom, right), in [0,1], of the lit image that these show.
+    plain: as in evaluation. window: the part (top, left, bottom, right), in [0,1], that these show of the
+    image to which `spec.light` applies.
     """
     beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
     if spec.clean and not plain and rng.random() < spec.clean:
@@ -186,7 +188,7 @@ def make_hazy(
     if spec.gamma != (1.0, 1.0) and not plain:
         gamma = math.exp(rng.uniform(*map(math.log, spec.gamma)))
         clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma)).take(clean)
-    # Not `add_haze`: the depth of a window is a part of its image's, whose farthest point has 65535.
+    # Not `add_haze`: the farthest point of the image, at 65535, may lie outside the window.
     t = np.exp(np.float32(-beta / 65535) * depth)
     hazy = scatter(clean * np.float32(1 / 255), t, airlight)
     if spec.light != (1.0, 1.0) and not plain and not white:
@@ -203,7 +205,7 @@ def make_hazy(
 def _light(
     span: tuple[float, float], shape: tuple[int, int], rng: np.random.Generator, window: Sequence[float]
 ) -> np.ndarray:
-    """Factors (H,W,1) within `span`: one for all, or one a corner and between them bilinear."""
+    """Factors (H,W,1) within `span`: one for all pixels, or interpolated between one at each corner."""
     corners = np.exp(rng.uniform(*np.log(span), (2, 2))).astype(np.float32)
     if rng.integers(2):
         corners[:] = corners[0, 0]
@@ -215,7 +217,7 @@ def _light(
 
 
 def _mirrored(array: np.ndarray) -> np.ndarray:
-    """Left to right. Channel by channel: copying a reversed view moves single bytes, six times slower."""
+    """Mirrored left to right, channel by channel: a copy of a reversed view takes six times as long."""
     if array.ndim == 2:
         return array[:, ::-1]
     out = np.empty(array.shape, array.dtype)
@@ -225,7 +227,7 @@ def _mirrored(array: np.ndarray) -> np.ndarray:
 
 
 def _resize(array: np.ndarray, size: int) -> np.ndarray:
-    """A square window to size×size, anti-aliased; uint16 depth through float32."""
+    """A square window resized to size×size, anti-aliased; depth becomes float32."""
     if array.ndim == 3:
         return np.asarray(Image.fromarray(array).resize((size, size), Image.BICUBIC))
     image = Image.fromarray(array.astype(np.float32))

@@ -2,20 +2,23 @@
 
     I(x) = J(x)·t(x) + A·(1 − t(x)),    t(x) = exp(−β·d(x) / max d)
 
-J is the clean image, A the airlight, d the depth, t the transmission. With the depth of the whole NYU
-image this reproduces RESIDE's own files.
+J is the clean image, A the airlight, d the depth, t the transmission. With the depth of a whole NYU image
+this reproduces RESIDE's own files.
 """
 
 import numpy as np
+from jaxtyping import Float32, Float64, Shaped
 
 from difflid_jax.baselines.guided_filter import guided_filter
 from difflid_jax.data.sky import sky_mask
 
+Airlight = float | np.floating | Shaped[np.ndarray, "..."]
 
-def transmission(depth: np.ndarray, beta: float) -> np.ndarray:
-    """t = exp(−β·d / max d), float32 in (0,1], of a depth map (H,W) in any unit.
 
-    Raises ValueError for a depth that is negative, not finite or zero everywhere, and for β < 0.
+def transmission(depth: Shaped[np.ndarray, "h w"], beta: float) -> Float32[np.ndarray, "h w"]:
+    """t = exp(−β·d / max d) in (0,1], of a depth map in any unit.
+
+    Raises: ValueError for a depth that is negative, not finite or zero everywhere, and for β < 0.
     """
     depth = np.asarray(depth, np.float32)
     farthest = depth.max(initial=0.0)
@@ -26,12 +29,17 @@ def transmission(depth: np.ndarray, beta: float) -> np.ndarray:
     return np.exp(np.float32(-beta / farthest) * depth)
 
 
-def add_haze(clean: np.ndarray, depth: np.ndarray, beta: float, airlight: float | np.ndarray) -> np.ndarray:
-    """The hazy image I, float32 (H,W,3) in [0,1].
+def add_haze(
+    clean: Shaped[np.ndarray, "h w 3"],
+    depth: Shaped[np.ndarray, "h2 w2"],
+    beta: float,
+    airlight: Airlight,
+) -> Float32[np.ndarray, "h w 3"]:
+    """The hazy image I, in [0,1].
 
-    clean (H,W,3) float in [0,1]; depth (H,W) of the same size, of the whole image that is hazed;
-    airlight a number or one per channel, in [0,1].
-    Raises ValueError where the sizes differ, and as `transmission`.
+    clean: in [0,1]. depth: of the whole image. airlight: in [0,1], one number or one per channel.
+
+    Raises: ValueError for different sizes, and as `transmission`.
     """
     clean = np.asarray(clean, np.float32)
     if clean.shape[:2] != np.shape(depth):
@@ -39,8 +47,10 @@ def add_haze(clean: np.ndarray, depth: np.ndarray, beta: float, airlight: float 
     return scatter(clean, transmission(depth, beta), airlight)
 
 
-def scatter(clean: np.ndarray, t: np.ndarray, airlight: float | np.ndarray) -> np.ndarray:
-    """`add_haze` where the transmission t (H,W) is known, as for a window of an image."""
+def scatter(
+    clean: Float32[np.ndarray, "h w c"], t: Float32[np.ndarray, "h w"], airlight: Airlight
+) -> Float32[np.ndarray, "h w c"]:
+    """`add_haze` for a known transmission t, as of a window of an image."""
     # Rows of pixels times channels: NumPy is four times slower over a last axis of three.
     rows, columns, channels = clean.shape
     t = np.repeat(t, channels, axis=1)
@@ -48,12 +58,14 @@ def scatter(clean: np.ndarray, t: np.ndarray, airlight: float | np.ndarray) -> n
     return (clean.reshape(rows, -1) * t + airlight * (1 - t)).reshape(clean.shape)
 
 
-def plausible_depth(image: np.ndarray, seed: int, sky: float = 0.0) -> np.ndarray:
-    """A depth map for a photograph that has none: float32 (H,W), positive, the farthest of the scene at 1.
+def plausible_depth(
+    image: Shaped[np.ndarray, "h w 3"], seed: int, sky: float = 0.0
+) -> Float32[np.ndarray, "h w"]:
+    """A depth map for a photograph that has none: positive, 1 at the scene's farthest point.
 
     A ground plane that recedes from the bottom to a horizon, then smooth random hills, both drawn from
-    `seed` and fitted to the edges of `image` (H,W,3 uint8 or float in [0,1]) by a guided filter, so that the
-    depth breaks where objects do. It is plausible, not true: good for training and for demonstrations.
+    `seed` and fitted to the edges of `image` (uint8 or float in [0,1]) by a guided filter, so that the depth
+    breaks where objects do. It is plausible, not true: good for training and for demonstrations.
 
     sky: depth of the sky that `sky_mask` finds, in multiples of the scene's farthest point (6 leaves 3% of
         the sky at β = 0.6); 0 does not look for a sky.
@@ -80,8 +92,8 @@ def plausible_depth(image: np.ndarray, seed: int, sky: float = 0.0) -> np.ndarra
     return depth
 
 
-def _smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """Smooth noise (H,W) in about [-1,1]: a 5×5 grid of random values, cosine-interpolated."""
+def _smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> Float64[np.ndarray, "h w"]:
+    """Smooth noise in about [-1,1]: a 5×5 grid of random values, cosine-interpolated."""
     grid = rng.uniform(-1, 1, (5, 5))
     for axis, size in ((0, rows), (1, columns)):
         at = np.linspace(0, 4, size)

@@ -1,4 +1,4 @@
-"""Real photographs that installed packages carry, with depth: what the demo trains on and is scored on.
+"""Photographs that installed packages carry, with depth: the data of the demo.
 
 scikit-image: astronaut, chelsea (CC0), coffee (CC0), rocket (public domain) and the Middlebury motorcycle
 with its measured disparity; scikit-learn: china and flower (CC BY 2.0). The two splits are disjoint.
@@ -34,7 +34,7 @@ def photographs(split: str, sky: float = 0.0) -> list[tuple[str, np.ndarray, np.
 
     `sky` as in `plausible_depth`.
 
-    Raises ValueError for another split, FileNotFoundError where a package lost its images.
+    Raises: ValueError for another split; FileNotFoundError if a package lacks its images.
     """
     if split not in SPLITS:
         raise ValueError(f"photographs: expected split train or test, found {split!r}")
@@ -52,7 +52,7 @@ def photographs(split: str, sky: float = 0.0) -> list[tuple[str, np.ndarray, np.
 
 
 def motorcycle_depth() -> np.ndarray:
-    """Depth in metres, float32 (500,741), of the left motorcycle image; holes take their nearest value.
+    """Depth in metres, float32 (500,741), of the left motorcycle image; holes get the nearest value.
 
     depth = baseline · focal length / (disparity + offset of the principal points), with the calibration in
     scikit-image's documentation of `stereo_motorcycle`.

@@ -1,6 +1,7 @@
 """Where a photograph shows the sky, for haze made on the fly: a heuristic, not a segmentation network."""
 
 import numpy as np
+from jaxtyping import Bool, Float32, Float64, Shaped
 from scipy import ndimage
 
 from difflid_jax.baselines.guided_filter import guided_filter, luma
@@ -10,13 +11,13 @@ _ROUGHNESS = 0.02  # largest standard deviation of the luminance in a 5×5 windo
 _LEAST_AREA, _LEAST_WIDTH = 0.02, 0.15  # of the image, and of its top row
 
 
-def sky_mask(image: np.ndarray) -> np.ndarray:
-    """How much each pixel belongs to the sky, float32 (H,W) in [0,1], of an image (H,W,3) uint8 or in [0,1].
+def sky_mask(image: Shaped[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w"]:
+    """How much each pixel belongs to the sky, in [0,1], of an image that is uint8 or float in [0,1].
 
     The sky is every smooth region that is blue, or pale and no darker than the rest of the image, and that
     touches the top edge over at least 15% of its width; its outline then follows the edges of the image by
     a guided filter. Clouds count if they are smooth; a sunset does not. A white wall or ceiling at the top
-    edge looks the same and is taken for sky. The result depends on the image alone.
+    edge looks the same and counts as sky. The result depends on the image alone.
     """
     guide = np.asarray(image, np.float64) / (255 if np.asarray(image).dtype == np.uint8 else 1)
     rows, columns = guide.shape[:2]
@@ -35,8 +36,7 @@ def sky_mask(image: np.ndarray) -> np.ndarray:
     return np.clip((soft - 0.25) / 0.5, 0, 1).astype(np.float32)
 
 
-def _sky_region(image: np.ndarray) -> np.ndarray:
-    """bool (h,w) of a small image (h,w,3) in [0,1]."""
+def _sky_region(image: Float64[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
     grey = luma(image)
     mean, square = ndimage.uniform_filter(grey, 5), ndimage.uniform_filter(grey * grey, 5)
     smooth = square - mean * mean < _ROUGHNESS**2
@@ -52,5 +52,5 @@ def _sky_region(image: np.ndarray) -> np.ndarray:
         dark = rest.size and grey[part].mean() < np.median(rest) - 0.05
         if touches and (is_blue[part].mean() > 0.5 or not dark):
             region |= part
-    # A window beside an edge is never smooth: the region ends two pixels before its edge does.
+    # A window at an edge is never smooth, so the region ends two pixels too early.
     return ndimage.binary_dilation(region, iterations=2)

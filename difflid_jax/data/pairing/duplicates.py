@@ -1,4 +1,4 @@
-"""The same image under two names, told by the content of the files."""
+"""Equal files under several names."""
 
 import hashlib
 import os

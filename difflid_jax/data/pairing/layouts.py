@@ -1,8 +1,8 @@
-"""Where the public data sets lie on disk and how their files are named, as data.
+"""The folders and file names of the public data sets, as data.
 
 Layouts and counts: RESIDE (Li et al., TIP 2018), Dense-Haze (Ancuti et al., ICIP 2019), NH-HAZE (Ancuti et
-al., CVPRW 2020), LOL (Wei et al., BMVC 2018), LOL-v2 (Yang et al., TIP 2021), with the folder names that
-copies of them carry.
+al., CVPRW 2020), LOL (Wei et al., BMVC 2018), LOL-v2 (Yang et al., TIP 2021), with the folder names of
+common copies.
 """
 
 import os
@@ -27,7 +27,7 @@ _SEARCH_FOLDERS = 5000
 
 @dataclass(frozen=True)
 class KeyRule:
-    """How a degraded and a clean file name each give the key under which they are partners."""
+    """How to compute, from a degraded and from a clean file name, the key that partners share."""
 
     words: str
     degraded: Callable[[str], str]
@@ -55,7 +55,15 @@ WITHOUT_ROLE = KeyRule("the name without words such as hazy, GT, low or normal",
 
 @dataclass(frozen=True)
 class Layout:
-    """One data set. Counts and numbers are per split; `None` stands for "no split asked for"."""
+    """One data set.
+
+    title: its name in reports. rules: ways to pair its files, tried in this order.
+    hints, split_hints: words in the path of the set, and of each of its splits.
+    counts, numbers: pairs, and ids, of each split (None: without a split).
+    name: the form of its degraded file names. levels: whether every scene has the same haze levels.
+    darkened: whether degraded images are darker than clean ones.
+    only_split: the split that a set without splits is for TFDS.
+    """
 
     title: str
     rules: tuple[KeyRule, ...]
@@ -65,16 +73,16 @@ class Layout:
     numbers: Mapping[str, range] = field(default_factory=dict)
     name: re.Pattern[str] | None = None
     levels: bool = False
-    darkened: bool = False  # the degraded images are darker than the clean ones
-    only_split: str = "train"  # what a set without splits of its own is, for TFDS
+    darkened: bool = False
+    only_split: str = "train"
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The parts that the set has."""
+        """The splits of the set."""
         return tuple(self.split_hints)
 
     def names_most(self, stems: Sequence[str]) -> bool:
-        """Whether more than half of the degraded images are named as this set names them."""
+        """Whether more than half of the degraded images have names of this set's form."""
         return self.name is not None and 2 * sum(map(bool, map(self.name.fullmatch, stems))) > len(stems)
 
 
@@ -145,17 +153,17 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def layout_of(dataset: str) -> Layout:
-    """The layout of a data set by name. Raises: ValueError that lists the known ones."""
+    """The layout of a data set by name. Raises: ValueError that lists the names."""
     if dataset not in LAYOUTS:
         raise ValueError(f"unknown data set {dataset!r}; expected one of: {', '.join(LAYOUTS)}")
     return LAYOUTS[dataset]
 
 
 def find_folders(root: Path, dataset: str, split: str | None) -> tuple[Path, Path]:
-    """The folders of degraded and clean images at or under `root` (the same one twice where flat).
+    """The folders of degraded and clean images at or under `root` (twice the same one if they share it).
 
-    Raises: FileNotFoundError when `root` does not exist; ValueError when it holds no such folders, or
-    several that fit equally well.
+    Raises: FileNotFoundError if `root` does not exist; ValueError if it has no such folders, or several that
+    fit equally well.
     """
     layout = layout_of(dataset)
     if not root.exists():
@@ -173,11 +181,11 @@ def find_folders(root: Path, dataset: str, split: str | None) -> tuple[Path, Pat
         return kept[0]
     if len(kept) > 1:
         named = ", ".join(str(pair[0].parent.relative_to(root)) for pair in kept[:6])
-        raise ValueError(f"{root}: several folders hold pairs ({named}); name the one that is meant")
+        raise ValueError(f"{root}: several folders hold pairs ({named}); give one of them")
     others = f" (only {', '.join(str(pair[0].relative_to(root)) for pair in found[:4])})" if found else ""
     raise ValueError(
         f"{root}: no {layout.title} {f'({split}) ' if split else ''}found{others}; expected a folder named "
-        f"{'|'.join(DEGRADED_FOLDERS)} beside one named {'|'.join(CLEAN_FOLDERS)}, at most "
+        f"{'|'.join(DEGRADED_FOLDERS)} next to one named {'|'.join(CLEAN_FOLDERS)}, at most "
         f"{_SEARCH_DEPTH} levels down, or give “hazyDir|cleanDir”"
     )
 
@@ -195,7 +203,7 @@ def list_images(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def split_flat(images: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Part the images of one flat folder by their names into (degraded, clean, neither)."""
+    """Split the images of one folder by their names into (degraded, clean, neither)."""
     degraded = [path for path in images if _DEGRADED_ROLE.search(path.stem)]
     clean = [path for path in images if path not in set(degraded) and _CLEAN_ROLE.search(path.stem)]
     known = {*degraded, *clean}
@@ -203,13 +211,13 @@ def split_flat(images: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def natural_order(path: Path) -> list[tuple[int, int | str]]:
-    """A sorting key under which 1400_2 comes before 1400_10."""
+    """A sorting key that puts 1400_2 before 1400_10."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
 
 
 def _folders_in(folder: Path) -> tuple[Path, Path] | None:
-    # By the folder that a link stands for: “gt” beside “GT” is often the same one.
+    # By the target of a link: “gt” and “GT” are often the same folder.
     names = {os.path.realpath(folder / name): name for name in sorted(_subfolders(folder))}.values()
     degraded = [name for name in names if name.lower() in DEGRADED_FOLDERS]
     clean = [name for name in names if name.lower() in CLEAN_FOLDERS]

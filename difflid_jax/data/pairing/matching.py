@@ -1,4 +1,4 @@
-"""Which images are partners, by their names alone: in folders by key, in a list line by line."""
+"""Pairing by file names: by key in folders, line by line in a list."""
 
 import os
 import unicodedata
@@ -25,9 +25,9 @@ class Pair:
 
 
 def pairs_of_list(path: Path, report: Report) -> tuple[list[Path], list[Pair]]:
-    """(hazy images, pairs) of a file of “hazy|clean” lines; what is wrong with it goes to the report.
+    """(hazy images, pairs) of a file of “hazy|clean” lines; its faults are added to the report.
 
-    Raises: ValueError when it is empty or a line is malformed; OSError when it cannot be read.
+    Raises: ValueError if it is empty or a line is malformed; OSError if it cannot be read.
     """
     report.folders = (path,)
     pairs: dict[Path, Pair] = {}
@@ -77,9 +77,10 @@ def _lines(path: Path) -> list[str]:
 def pairs_of_folders(
     root: str, layout: Layout, split: str | None, report: Report
 ) -> tuple[list[Path], list[Pair]]:
-    """(hazy images, pairs) at or under `root`, or of “hazyDir|cleanDir”; what is wrong goes to the report.
+    """(hazy images, pairs) at or under `root`, or of “hazyDir|cleanDir”; faults are added to the report.
 
-    Raises: ValueError or FileNotFoundError when there are no such folders or no images, and for ITS “v0”.
+    Raises: ValueError or FileNotFoundError if there are no such folders or no images; ValueError for ITS
+    “v0”.
     """
     if "|" in root and not Path(root).exists():
         parts = [Path(part.strip()) for part in root.split("|")]
@@ -100,7 +101,7 @@ def pairs_of_folders(
         clean_files, more = list_images(clean)
         others += more
     if others:
-        report.add("note", f"{counted(len(others), 'other file')} left alone", others)
+        report.add("note", f"{counted(len(others), 'other file')} ignored", others)
     for folder, files in ((degraded, hazy_files), (clean, clean_files)):
         if not files:
             raise ValueError(f"{folder}: no images in this folder (expected PNG, JPEG, BMP, WebP or TIFF)")
@@ -118,7 +119,7 @@ def pairs_of_folders(
 def _of_split(
     numbers: range, rule: KeyRule, hazy: list[Path], clean: list[Path], report: Report
 ) -> tuple[list[Path], list[Path]]:
-    """Only the files whose number belongs to the split."""
+    """The files whose number belongs to the split."""
     keys = {path: rule.degraded(path.stem) for path in hazy} | {path: rule.clean(path.stem) for path in clean}
     unnumbered = [str(path) for path, key in keys.items() if not key.isdecimal()]
     if unnumbered:
@@ -134,10 +135,10 @@ def _of_split(
 
 def _one_per_stem(files: list[Path], report: Report) -> list[Path]:
     first: dict[str, Path] = {}
-    again = [f"{path.name} beside {first[path.stem].name}" for path in files
+    again = [f"{path.name} next to {first[path.stem].name}" for path in files
              if first.setdefault(path.stem, path) is not path]  # fmt: skip
     if again:
-        words = f"{counted(len(again), 'image')} left out, of a name that another extension has too"
+        words = f"{counted(len(again), 'image')} left out: another extension has the same name"
         report.add("omitted", words, again)
         report.absent += len(again)
     return list(first.values())

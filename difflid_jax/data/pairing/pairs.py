@@ -1,4 +1,4 @@
-"""Hazy images and their clean partners: found by key, never by order, and checked before they are used.
+"""Hazy images and their clean partners, found by key, never by order, and checked before use.
 
 Errors that usually stay silent are reported: missing partners, an uncropped ground truth (which costs
 15 dB), swapped folders, mixed versions, unreadable files, duplicates, test images in the training set.
@@ -45,7 +45,7 @@ def load_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_clean(pair: Pair) -> np.ndarray:
-    """The clean image of a pair alone, cropped: uint8 (H,W,3). Raises: as `read_image`."""
+    """The clean image of a pair, cropped, uint8 (H,W,3). Raises: as `read_image`."""
     clean = read_image(pair.clean)
     if pair.crop is not None:
         top, left, height, width = pair.crop
@@ -63,13 +63,15 @@ def find_pairs(
 ) -> tuple[list[Pair], Report]:
     """Find and check the pairs of a data set.
 
-    `root`: a folder that is or holds the data set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines
-    (relative to the file). `dataset`: a name of `layouts.LAYOUTS`. `split`: "train", "test" or None for
-    what lies there. Thorough decodes every image; otherwise headers and file ends are read, which misses
-    only damage in the middle of a file. What cannot be used is left out and named in the report: call
-    `check_or_raise` before going on.
+    root: a folder that is or contains the data set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines
+        (relative to the file). A leading ~ is expanded.
+    dataset: a name of `layouts.LAYOUTS`. split: "train", "test", or None for what is found.
+    thorough: decode every image; otherwise headers and file ends are read, which misses only damage in the
+        middle of a file.
 
-    Raises: FileNotFoundError or ValueError when there is nothing to pair (no such folder, no images, no
+    Unusable images are left out and named in the report: call `check_or_raise` before using the pairs.
+
+    Raises: FileNotFoundError or ValueError if there is nothing to pair (no such folder, no images, no
     folders of the expected names) or the set is refused as a whole (ITS "v0").
     """
     layout = layout_of(dataset)
@@ -87,7 +89,7 @@ def find_pairs(
     pairs = _check_images(candidates, report, thorough, progress)
     report.pair_count = len(pairs)
     if report.expected and len(pairs) != report.expected:
-        words = f"{counted(len(pairs), 'usable pair')}, where {report.title} has {report.expected:,}"
+        words = f"{counted(len(pairs), 'usable pair')}, but {report.title} has {report.expected:,}"
         report.add("warning", words)
     _check_duplicates(pairs, report)
     if layout.darkened:
@@ -98,9 +100,9 @@ def find_pairs(
 def find_parts(
     root: str | os.PathLike, dataset: str, split: str | None = None, *, thorough: bool = False
 ) -> list[tuple[list[Pair], Report]]:
-    """`find_pairs` for one split, or without one for every part of the set that lies under `root`.
+    """`find_pairs` for one split or, without one, for every part of the set under `root`.
 
-    Raises: as `find_pairs`, when there is no part at all.
+    Raises: as `find_pairs`, if no part is found.
     """
     layout = layout_of(dataset)
     if split or not layout.splits or (not layout.numbers and _is_one_part(root, dataset)):
@@ -122,7 +124,7 @@ def find_parts(
 
 
 def _is_one_part(root: str | os.PathLike, dataset: str) -> bool:
-    """Whether there is one pair of folders, and its path names no part."""
+    """Whether there is a single pair of folders, whose path names no part."""
     if not Path(root).is_dir():
         return True  # a list or “hazyDir|cleanDir”
     try:
@@ -220,14 +222,14 @@ def _unequal(hazy: Path, size: Sequence[int], clean: Path, clean_size: Sequence[
 
 
 def _check_names(hazy: list[Path], layout: Layout, report: Report) -> None:
-    """Which set this is by the names of its files, and what they say about its being whole."""
+    """Recognise the set by its file names, and look for names and levels that are strange or missing."""
     stems = [path.stem for path in hazy]
     if layout.name and not layout.names_most(stems):
         asked = layout
         alike = [other for other in LAYOUTS.values() if other.darkened == asked.darkened]
         layout = next((other for other in alike if other.names_most(stems)), asked)
         if layout is not asked:
-            words = f"by their names these are the images of {layout.title}, not of {asked.title}"
+            words = f"by their names these are images of {layout.title}, not of {asked.title}"
             report.add("note" if report.split == "test" else "warning", words)
             report.title = layout.title
     if layout.name and (strange := [path.name for path in hazy if not layout.name.fullmatch(path.stem)]):
@@ -238,7 +240,7 @@ def _check_names(hazy: list[Path], layout: Layout, report: Report) -> None:
 
 
 def _check_brightness(pairs: list[Pair], report: Report) -> None:
-    """Refuse a low-light set whose dark and bright folders are swapped, by a few pairs spread over it."""
+    """Detect swapped folders of a low-light set from the brightness of a few pairs."""
     means = []
     for pair in pairs[:: max(1, len(pairs) // _COMPARED)]:
         with contextlib.suppress(ValueError):  # damage in the middle of a file is found by `thorough`
@@ -258,16 +260,16 @@ def _check_duplicates(pairs: list[Pair], report: Report) -> None:
     doubled = [[path.name for path in group if path in hazy] for group in groups]
     doubled = [" = ".join(sorted(names)) for names in doubled if len(names) > 1]
     if doubled:
-        words = f"{counted(len(doubled), 'degraded image')} there more than once"
+        words = f"{counted(len(doubled), 'degraded image')} present more than once"
         report.add("warning", words, sorted(doubled))
     content = {path: number for number, group in enumerate(groups) for path in group}
     twins = [p.name for p in pairs if content.get(p.hazy, p.hazy) == content.get(p.clean, p.clean)]
     if twins:
-        report.add("warning", f"{counted(len(twins), 'pair')} of twice the same image", twins)
+        report.add("warning", f"{counted(len(twins), 'pair')} of identical images", twins)
 
 
 def _check_levels(hazy: list[Path], layout: Layout, report: Report) -> None:
-    """Every scene of RESIDE's indoor sets is there with the same haze levels, each once."""
+    """Every scene of RESIDE's indoor sets has the same haze levels, each once."""
     scenes: dict[int, dict[int, str]] = defaultdict(dict)
     mixed = []
     for path in hazy:

@@ -1,4 +1,4 @@
-"""What the check of a data set found, in words, and whether a program may go on with it."""
+"""The findings of a data set's check, and whether a program may use the set."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing found. `items` names each case (file and what is wrong with it).
+    """One kind of finding; `items` names each case, with its file.
 
-    Severity: "error" must be repaired; "omitted" means that pairs were left out, and a score over the rest
-    is not a score on the set; "warning" may be meant; "note" is how the set was read.
+    severity: "error" must be repaired; "omitted" means that pairs were left out, so that a score over the
+        rest is not a score on the set; "warning" may be intended; "note" tells how the set was read.
     """
 
     severity: Severity
@@ -22,6 +22,7 @@ class Finding:
     items: tuple[str, ...] = ()
 
     def line(self, shown: int | None = _SHOWN) -> str:
+        """The finding on one line, with at most `shown` items (None: all)."""
         if not self.items:
             return self.message
         named = self.items if shown is None else self.items[:shown]
@@ -33,7 +34,7 @@ class Finding:
 class Report:
     """The result of pairing one split of one data set.
 
-    `absent` counts images that should be there: partners, haze levels, numbers, files of a list.
+    absent: the number of missing images: partners, haze levels, numbers, files of a list.
     """
 
     title: str
@@ -51,29 +52,31 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, severity: Severity, message: str, items: Iterable[str] = ()) -> None:
+        """Append a finding."""
         self.findings.append(Finding(severity, message, tuple(items)))
 
     def of(self, *severities: Severity) -> Iterator[Finding]:
+        """The findings of these severities."""
         return (finding for finding in self.findings if finding.severity in severities)
 
     @property
     def omitted(self) -> tuple[str, ...]:
-        """Every case of something left out or absent, with its file and reason."""
+        """Every omission, with its file and reason."""
         return tuple(item for finding in self.of("omitted") for item in finding.items)
 
     @property
     def left_out(self) -> int:
-        """How many pairs the set lacks: degraded images that are not used, and what is absent."""
+        """The number of pairs that the set lacks: unused degraded images and absent ones."""
         return self.hazy_count - self.pair_count + self.absent
 
     @property
     def clean_bill(self) -> bool:
-        """Whether nothing blocks: no error and nothing left out."""
+        """Whether there is no error and no omission."""
         return not any(self.of("error", "omitted"))
 
     @property
     def summary(self) -> str:
-        """For the caption of a table: how many pairs, of how many, and what was left out."""
+        """The title and the number of pairs, for the caption of a table."""
         pairs = counted(self.pair_count, "pair")
         if self.expected and self.pair_count != self.expected:
             pairs = f"{self.pair_count:,} of {counted(self.expected, 'pair')}"
@@ -105,9 +108,9 @@ def counted(count: int, noun: str) -> str:
 
 
 def check_or_raise(report: Report, *, allow_missing: bool = False) -> None:
-    """Refuse a data set that is broken, or, unless `allow_missing`, one that is not whole.
+    """Refuse a data set with errors or, unless `allow_missing`, with omissions.
 
-    Raises: ValueError with one line that names the first findings and the command for the whole report.
+    Raises: ValueError whose one line names the first findings and the command for the whole report.
     """
     blocking = list(report.of("error") if allow_missing else report.of("error", "omitted"))
     if not blocking and report.pair_count:

@@ -145,7 +145,7 @@ def test_a_mixed_or_swapped_low_light_set_is_named(tmp_path):
     make(tmp_path / "v2" / "Low", "low00001.png")
     make(tmp_path / "v2" / "Normal", "normal00001.png")
     warnings = [finding.line() for finding in found(tmp_path / "v2", "lol_v1")[1].of("warning")]
-    assert "by their names these are the images of LOL-v2 Real, not of LOL-v1" in warnings
+    assert "by their names these are images of LOL-v2 Real, not of LOL-v1" in warnings
 
 
 def test_names_in_two_unicode_forms_are_partners(tmp_path):
@@ -380,7 +380,7 @@ def test_mixed_versions_of_its_are_errors_whatever_is_allowed(tmp_path):
 def test_another_set_than_asked_for_is_recognised_by_its_names(tmp_path):
     sots(tmp_path)
     _, report = found(tmp_path, "its", "train")
-    words = "by their names these are the images of RESIDE SOTS indoor, not of RESIDE ITS"
+    words = "by their names these are images of RESIDE SOTS indoor, not of RESIDE ITS"
     assert any(finding.message == words for finding in report.of("warning"))
     assert report.summary == "RESIDE SOTS indoor: 6 of 500 pairs"
     _, report = found(tmp_path, "its", "test")  # ITS is scored on SOTS indoor: not worth a warning
@@ -407,8 +407,8 @@ def test_duplicates_are_warned_of(tmp_path):
     shutil.copy(tmp_path / "hazy" / "c.png", tmp_path / "gt" / "c.png")
     _, report = found(tmp_path, "folders")
     warnings = {finding.message: finding.items for finding in report.of("warning")}
-    assert warnings["1 degraded image there more than once"] == ("a.png = b.png",)
-    assert warnings["1 pair of twice the same image"] == ("c",)
+    assert warnings["1 degraded image present more than once"] == ("a.png = b.png",)
+    assert warnings["1 pair of identical images"] == ("c",)
 
 
 def test_two_files_that_could_both_be_the_partner_are_left_out(tmp_path):
@@ -421,7 +421,7 @@ def test_two_files_that_could_both_be_the_partner_are_left_out(tmp_path):
     )
     make(tmp_path / "clear", "2.jpg")
     _, report = found(tmp_path, "its")
-    assert any("2.png beside 2.jpg" in item for item in report.omitted)
+    assert any("2.png next to 2.jpg" in item for item in report.omitted)
 
 
 def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path):
