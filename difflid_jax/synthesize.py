@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, number_range, run
+from difflid_jax.cli import UsageError, define_path, number_range, refuse_arguments, run
 from difflid_jax.data.reside import RECIPES, synthesize
 from difflid_jax.data.rgbd import FRAMES, parse_ids
 from difflid_jax.data.scenes import open_scenes
@@ -36,9 +36,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         define(name, *args, **options, flag_values=values)
 
     flag(flags.DEFINE_enum, "recipe", "its", list(RECIPES), "Set to make.")
-    flag(flags.DEFINE_string, "rgb", None, "Folder or tar of images, or nyu_depth_v2_labeled.mat.")
-    flag(flags.DEFINE_string, "depth", "", "Folder or tar of depths, or 'plausible' (empty: as --rgb).")
-    flag(flags.DEFINE_string, "output", None, "Folder for the set.")
+    flag(define_path, "rgb", None, "Folder or tar of images, or nyu_depth_v2_labeled.mat.")
+    flag(define_path, "depth", "", "Folder or tar of depths, or 'plausible' (empty: as --rgb).")
+    flag(define_path, "output", None, "Folder for the set.")
     flag(flags.DEFINE_string, "ids", "", "First and last id, as in 1300-1399 (empty: all of the recipe).")
     flag(flags.DEFINE_integer, "first_id", 1, "Id of the image with number 0.", lower_bound=0)
     flag(flags.DEFINE_integer, "per_scene", 10, "Hazy images per scene.", 1, 10)
@@ -57,9 +57,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = flags.FLAGS
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
+    make(flags.FLAGS)
+
+
+def make(options: flags.FlagValues) -> None:
+    """Write the set that the flags ask for, or what it lacks; raises as `reside.synthesize`."""
     if not options.rgb or not options.output:
         raise UsageError("give --rgb=FILES and --output=FOLDER, see --help")
     recipe = RECIPES[options.recipe]
@@ -67,16 +70,15 @@ def main(argv: Sequence[str]) -> None:
     if recipe.name == "its":
         airlight = number_range(options.airlight, "airlight", 0, 1)
         recipe = replace(recipe, airlight=airlight, beta=number_range(options.beta, "beta", 0, 100))
-    rgb, depth, output = (Path(path).expanduser() for path in (options.rgb, options.depth, options.output))
     count = synthesize(
-        open_scenes(rgb, str(depth) if options.depth else None, options.first_id),
+        open_scenes(options.rgb, options.depth or None, options.first_id),
         recipe,
-        output,
+        Path(options.output),
         seed=options.seed,
         frame=FRAMES[options.frame] if options.frame else None,
         workers=options.workers,
     )
-    print(f"{output}: {count} images written" if count else f"{output}: complete already")
+    print(f"{options.output}: {count} images written" if count else f"{options.output}: complete already")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The same data sets in TFDS (`array_record`, encoded images), for people who keep everything there.
+"""The data sets of `pairing.layouts` in TFDS format (`array_record`, encoded images).
 
     import difflid_jax.data.builders
     builder = tfds.builder("dehazing_pairs/sots_indoor", data_dir=…, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=ROOT))
 
-or `python -m difflid_jax.check_data ROOT --dataset sots_indoor --tfds DATA_DIR`. TensorFlow is not used.
+or `python -m difflid_jax.check_data ROOT --dataset=sots_indoor --tfds=DATA_DIR`. TensorFlow is not used.
 
-An example is (name, hazy, clean), in the order of `pairs.find_pairs`. An image keeps the bytes of its
-file where these are 8-bit RGB, else (a border to cut, grey, another format) its pixels are written as PNG:
-whoever decodes an example gets the pixels of `pairs.load_pair`. Names and sizes are also in the metadata,
-so that listing a data set reads no image. A clean image is stored with each of its hazy partners.
+An example is (name, hazy, clean), in the order of `pairs.find_pairs`. An 8-bit RGB PNG or JPEG keeps the
+bytes of its file; any other image (a border to cut, grey, another format) is stored as PNG. A decoded
+example has the pixels of `pairs.load_pair`. Names and sizes are also in the metadata, so that listing a data
+set reads no image. A clean image is stored with each of its hazy partners.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class DehazingPairs(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n, description=v.title) for n, v in LAYOUTS.items()]  # noqa: RUF012
-    # Nothing is downloaded, so there are no checksums beside the code; and TFDS 4.9 looks for that place
+    # Nothing is downloaded, so there are no checksums next to the code; and TFDS 4.9 searches for them
     # through importlib_resources, which it does not depend on.
     code_path = None
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -85,8 +85,8 @@ def build(
 ) -> Path:
     """Write a data set under `data_dir` and return its folder; a finished build of the same files is kept.
 
-    Raises: ValueError for what `check_or_raise` refuses, for a list of pairs instead of a folder, and when
-    `data_dir` holds a build of other files; FileNotFoundError when there is no such `root`.
+    Raises: ValueError for what `check_or_raise` refuses, for a list of pairs instead of a folder, and if
+    `data_dir` contains a build of other files; FileNotFoundError if `root` does not exist.
     """
     if not Path(root).is_dir():
         Path(root).stat()
@@ -108,7 +108,7 @@ def build(
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """One image of a built data set, by its place there: encoded on disk, decoded by `load`."""
+    """One image of a built data set: an `Item` of the cache."""
 
     folder: Path
     split: str
@@ -143,10 +143,12 @@ def find_built(
 ) -> list[tuple[str, BuiltImage, BuiltImage]]:
     """(name, hazy, clean) of every pair of a built data set, in the order of `pairs.find_pairs`.
 
-    `root`: the `data_dir` of `build`, or a folder below it down to the version. A clean image that
-    several pairs share is the same `BuiltImage`. A data set with a single split has it whatever is asked.
+    root: the `data_dir` of `build`, or a folder below it down to the version.
+    split: ignored for a data set with a single split.
 
-    Raises: FileNotFoundError or ValueError when there is no such data set or split.
+    A clean image that several pairs share is the same `BuiltImage`.
+
+    Raises: FileNotFoundError or ValueError if there is no such data set or split.
     """
     folder = _version_folder(Path(root), dataset)
     metadata = _open(folder).info.metadata or {}

@@ -109,7 +109,8 @@ class Batches:
         chain = _Shuffled(chain, seed).repeat(_EPOCHS)
         size = batch_size // process_count
         if workers:
-            _check_shared_memory(workers, size * crop.size**2 * 3 * (1 if data.kind == "images" else 2))
+            images = 1 if data.kind == "images" else 2
+            _check_shared_memory(workers, 3 * size * (images * crop.size**2 + crop.view**2))
         self._chain = chain.batch(size, batch_fn=_stack)
         self._part, self._parts = process_index, process_count
         self._fingerprint = data.fingerprint

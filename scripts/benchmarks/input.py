@@ -1,4 +1,4 @@
-"""How many training crops a second one core makes: from picture files, from the decoded cache, with haze.
+"""How many training crops a second one core makes: from image files, from the decoded cache, with haze.
 
     python scripts/benchmarks/input.py
     python scripts/benchmarks/input.py --data=/data/SOTS/indoor --dataset=sots_indoor
@@ -82,12 +82,12 @@ def _write_pairs(root: Path) -> str:
     for folder in ("gt", "hazy"):
         (root / folder).mkdir(parents=True)
     for i in range(_PAIRS):
-        picture, inset = source[i % len(source)], 3 * (i // len(source))
-        box = (inset, inset, picture.width - inset, picture.height - inset)
-        clean = picture.resize(_SIZE, Image.Resampling.BICUBIC, box)
+        image, inset = source[i % len(source)], 3 * (i // len(source))
+        box = (inset, inset, image.width - inset, image.height - inset)
+        clean = image.resize(_SIZE, Image.Resampling.BICUBIC, box)
         clean.save(root / "gt" / f"{i}.png")
-    for picture in Evaluation(open_data("photographs", root / "gt", progress=False)):
-        write_png(root / "hazy" / f"{picture['name']}.png", picture["hazy"])
+    for image in Evaluation(open_data("photographs", root / "gt", progress=False)):
+        write_png(root / "hazy" / f"{image['name']}.png", image["hazy"])
     return str(root)
 
 
