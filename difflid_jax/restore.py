@@ -18,8 +18,33 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, run, use_compilation_cache
+from difflid_jax.cli import UsageError, define_path, run, use_compilation_cache
 from difflid_jax.images.photos import MAX_PIXELS
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define the program's flags."""
+    define_path("output", "", "Folder for the restored photographs; created if missing.", values)
+    define_path("weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.", values)
+    define_path("prior", "", "Frozen model, if not the one that the restorer's metadata name.", values)
+    flags.DEFINE_string(
+        "tile",
+        "auto",
+        "auto: large photographs in tiles; off: in one piece; or the tiles' side in pixels.",
+        flag_values=values,
+    )
+    flags.DEFINE_float("strength", 1.0, "From 0 (unchanged) to 1 (restored).", flag_values=values)
+    flags.DEFINE_bool(
+        "compare", False, "Also write a sheet with each photograph before and after.", flag_values=values
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace existing outputs.", flag_values=values)
+    flags.DEFINE_integer(
+        "max_pixels",
+        MAX_PIXELS,
+        "Refuse larger photographs without decoding.",
+        lower_bound=1,
+        flag_values=values,
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) < 2 or not options.output:
         raise UsageError("give photographs or folders of photographs, and --output FOLDER")
     tile, strength = checked_tile(options.tile), checked_strength(options.strength)
-    output = Path(options.output).expanduser()
+    output = Path(options.output)
     jobs = plan(argv[1:], output, compare=options.compare)
     for line in left_out(argv[1:]):
         print(f"restore: {line}", file=sys.stderr)
@@ -64,16 +89,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "", "Folder for the restored photographs; created if missing.")
-    flags.DEFINE_string("weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.")
-    flags.DEFINE_string("prior", "", "Frozen model, if not the one that the restorer's metadata name.")
-    flags.DEFINE_string(
-        "tile", "auto", "auto: large photographs in tiles; off: in one piece; or the tiles' side in pixels."
-    )
-    flags.DEFINE_float("strength", 1.0, "From 0 (unchanged) to 1 (restored).")
-    flags.DEFINE_bool("compare", False, "Also write a sheet with each photograph before and after.")
-    flags.DEFINE_bool("overwrite", False, "Replace existing outputs.")
-    flags.DEFINE_integer(
-        "max_pixels", MAX_PIXELS, "Refuse larger photographs without decoding.", lower_bound=1
-    )
-    run(main)
+    run(main, define_flags)

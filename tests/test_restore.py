@@ -1,32 +1,74 @@
-"""The program: restored files, messages and exit status. Its parts are tested in restoration/."""
+"""The program: flags, messages and exit status. Its parts are tested in restoration/."""
 
-import os
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pytest
+from absl import flags
 from PIL import Image
 
+from difflid_jax import restore
+from difflid_jax.cli import UsageError
+from difflid_jax.images.photos import read_photo
+from difflid_jax.restoration import loading
 
-def test_the_program(restorer_folder, tmp_path):
+
+@pytest.fixture
+def program(restorer, tmp_path, monkeypatch, capsys):
+    """Runs `main` with arguments and the tests' restorer, and returns (status, output, lines of errors)."""
     (tmp_path / "in").mkdir()
-    Image.fromarray(np.full((50, 60, 3), 150, np.uint8)).save(tmp_path / "in" / "a.jpg")
+    Image.fromarray(np.full((50, 60, 3), 150, np.uint8)).save(tmp_path / "in" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load_restorer", lambda *_, **__: restorer)
+    monkeypatch.setattr("difflid_jax.restore.use_compilation_cache", lambda: None)
+
+    def run(*arguments):
+        values = flags.FlagValues()
+        restore.define_flags(values)
+        monkeypatch.setattr(flags, "FLAGS", values)
+        status, (output, errors) = restore.main(values(["restore", *arguments])), capsys.readouterr()
+        # Among the steps of the progress bar.
+        return status, output, [line for line in re.split("[\r\n]", errors) if line.startswith("restore:")]
+
+    return run
+
+
+def test_photographs_are_restored_and_failures_give_status_1(program, restorer, tmp_path):
+    hazy = read_photo(tmp_path / "in" / "a.png").pixels
+    status, output, errors = program("in", "--output=out", "--compare")
+    assert (status, errors) == (0, []) and output.startswith("out: 1 photograph restored in")
+    np.testing.assert_array_equal(
+        read_photo(tmp_path / "out" / "a.png").pixels, restorer.restore_pixels(hazy)
+    )
+    assert (tmp_path / "out" / "a.compare.png").exists()
     (tmp_path / "in" / "b.jpg").write_text("not an image")
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    (tmp_path / "in" / "notes.txt").touch()
+    status, output, errors = program("in", "--output=half", "--strength=0.5")
+    assert status == 1 and output.startswith("half: 1 photograph restored")
+    first, second, last = errors
+    assert first == "restore: in: left out, not JPEG, PNG, WebP, TIFF or BMP: 1 .txt"
+    assert second.startswith("restore: in/b.jpg: not an image")
+    assert last == "restore: 1 of 2 could not be restored"
+    half = read_photo(tmp_path / "half" / "a.png").pixels
+    np.testing.assert_allclose(half, (hazy + 0.0 + restorer.restore_pixels(hazy)) / 2, atol=1)
 
-    def program(*arguments):
-        command = [sys.executable, "-m", "difflid_jax.restore", str(tmp_path / "in"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
-    done = program(f"--output={tmp_path / 'out'}", f"--weights={restorer_folder}")
-    assert done.returncode == 1
-    assert "1 photograph restored" in done.stdout
-    assert "b.jpg: not an image" in done.stderr and "Traceback" not in done.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jpg"]
-    assert any((tmp_path / "cache" / "difflid_jax").iterdir())
-    refused = program("--output=x", "--weights=no")
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give photographs"),
+        (("in",), "--output"),
+        (("in", "--output=in/out"), "lies in"),
+        (("in", "--output=out", "--tile=9"), "tile"),
+        (("in", "--output=out", "--strength=2"), "strength"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_done(program, tmp_path, arguments, message):
+    with pytest.raises((UsageError, ValueError), match=message):
+        program(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_help_does_not_wait_for_jax():
