@@ -16,7 +16,11 @@ def report_roles(roles: Mapping[str, DataSet], *, progress: bool = True) -> str:
 
     A line for each leak names the roles and the images; '' if there is nothing to say.
     """
-    lines = [f"{role}: {data.report.text()}" for role, data in roles.items() if data.report is not None]
+    texts: dict[str, list[str]] = {}  # roles that are parts of one set share its report
+    for role, data in roles.items():
+        if data.report is not None:
+            texts.setdefault(data.report.text(), []).append(role)
+    lines = [f"{' and '.join(named)}: {text}" for text, named in texts.items()]
     for known, asked in combinations(roles, 2):
         for leak in find_shared(roles[known], roles[asked], known, asked, progress=progress):
             lines.append(f"warning: {leak.line()}")

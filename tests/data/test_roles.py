@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from difflid_jax.data.roles import report_roles
-from difflid_jax.data.sources import open_data
+from difflid_jax.data.sources import hold_out, open_data
 
 
 def _smooth(seed):
@@ -34,6 +34,9 @@ def test_every_role_is_reported_with_the_images_it_shares(tmp_path):
     assert "the clean image of 1 pair is centre-cropped" in text  # of the validation set
     assert "warning: 1 of 2 test images are also train images: 2 is 2" in text
     assert text.count("warning: 1") == 1
+    parts = dict(zip(("train", "validation"), hold_out(train, 1, seed=0), strict=True))
+    text = report_roles(parts, progress=False)
+    assert text.startswith("train and validation: two folders: 3 pairs") and "warning" not in text
 
 
 def test_photographs_encoded_anew_and_single_images_are_found(tmp_path):
