@@ -67,6 +67,11 @@ class NetworkSpec:
         return 2 ** (len(self.widths) - 1)
 
     @property
+    def reach(self) -> int:
+        """Pixels beyond which nothing reaches a pixel through the convolutions: 30 px for four levels."""
+        return 4 * self.stride
+
+    @property
     def can_tile(self) -> bool:
         """Whether the network restores parts of an image, given features and gates of the whole."""
         return "self_attention" not in (self.content, self.haze)

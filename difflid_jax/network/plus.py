@@ -38,6 +38,11 @@ class PlusSpec(NetworkSpec):
         if not 0 <= self.branches <= 8:
             raise ValueError(f"network.branches: expected 0 to 8, found {self.branches}")
 
+    @property
+    def reach(self) -> int:
+        """As of the paper's network, and a pixel of its level further for every branch on the way."""
+        return super().reach + self.branches * (3 * self.stride - 2)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; `network` names the kind."""
         return {"network": "plus", **super().to_dict()}

@@ -50,6 +50,11 @@ class ReleaseSpec:
         return 2 ** (LEVELS - 1)
 
     @property
+    def reach(self) -> int:
+        """Pixels beyond which nothing reaches a pixel through the convolutions."""
+        return 4 * self.stride
+
+    @property
     def can_tile(self) -> bool:
         """Whether the network restores parts of an image, given features and gates of the whole."""
         return True

@@ -25,7 +25,8 @@ MOST_PIXELS_WHOLE = 4 * tiles.WORKING_PIXELS
 class Geometry:
     """What network and features require of sizes, in pixels.
 
-    stride: sides of the network's input are multiples of it. multiple: so are the sides of the view.
+    stride: sides of the network's input are multiples of it. reach: further away than this, nothing but the
+        maps and gates influences a pixel. multiple: sides of the view are multiples of it.
     side: the view is side×side, whatever the image (0: it follows the image).
     pixel_maps: the maps have a value for every pixel, so that view and input must be the same array: the
         image padded to `multiple`, padding and all (the authors' release).
@@ -33,6 +34,7 @@ class Geometry:
     """
 
     stride: int
+    reach: int
     multiple: int
     side: int = 0
     pixel_maps: bool = False

@@ -43,7 +43,7 @@ class Programs:
     def __init__(self, graph: nnx.GraphDef, spec: Any, features: FrozenFeatures):
         """graph, spec: of the network, a `DiffLI2D` or `ReleasedDiffLI2D`."""
         self.geometry = Geometry(
-            spec.stride, features.multiple, features.side, features.pixel_maps, spec.can_tile
+            spec.stride, spec.reach, features.multiple, features.side, features.pixel_maps, spec.can_tile
         )
 
         def restore(params, x, maps, window):
@@ -175,7 +175,9 @@ class Restorer:
             x = _signed(padded[rows, columns])[None]
             return np.asarray(self.programs.restore_tile(self.params, x, maps, gates, window))[0]
 
-        yield from tiles.blend(*steps.padded, steps.tile, self.programs.geometry.stride, restore, on_tile)
+        geometry = self.programs.geometry
+        grid = tiles.grid(*steps.padded, steps.tile, geometry.stride, geometry.reach)
+        yield from tiles.blend(grid, restore, on_tile)
 
     def _whole(self, pixels: np.ndarray, piece: Whole) -> tuple[jax.Array, Any, Any]:
         """(restored (1,H,W,3), maps, gates), with the size and the maps that the plan names."""

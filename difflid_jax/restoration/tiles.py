@@ -1,6 +1,6 @@
 """Images restored in tiles that do not show.
 
-Neighbouring tiles overlap by more than twice the network's reach (`margin`) and are blended linearly in the
+Neighbouring tiles overlap by more than twice the network's reach and are blended linearly in the
 middle of the overlap. Both have computed the same values there, given features and gates of the whole image:
 the blending is a safeguard.
 """
@@ -19,15 +19,6 @@ RAMP = 16
 # Sides of tiles are multiples of this, so that images of similar sizes share a program.
 _STEP = 64
 LEAST_TILE = 3 * _STEP
-
-
-def margin(align: int) -> int:
-    """Pixels beyond which nothing reaches a pixel through the convolutions.
-
-    align: image pixels per pixel of the deepest level: 8 for four levels, whose reach is 30 px; each further
-    level doubles it.
-    """
-    return 4 * max(align, 8)
 
 
 def working_size(height: int, width: int, multiple: int, pixels: int = WORKING_PIXELS) -> tuple[int, int]:
@@ -57,16 +48,16 @@ class Span:
         return self.first + len(self.weights)
 
 
-def spans(length: int, tile: int, align: int) -> list[Span]:
+def spans(length: int, tile: int, align: int, reach: int) -> list[Span]:
     """Tiles of one size, at most `tile`, that cover 0 … length and start at multiples of `align`.
 
-    `length` is a multiple of `align`. The weights of all tiles sum to one everywhere.
-    Raises ValueError for tiles too small to overlap.
+    `length` is a multiple of `align`. What a tile contributes is more than `reach` away from where it is cut.
+    The weights of all tiles sum to one everywhere. Raises ValueError for tiles too small to overlap.
     """
     if length <= tile:
         return [Span(0, length, 0, np.ones(length, np.float32))]
     # Rounding the starts may take up to `align` from an overlap.
-    overlap = 2 * margin(align) + RAMP + align
+    overlap = 2 * reach + RAMP + align
     # The ramps on both sides of a tile stay apart.
     least = max(LEAST_TILE, -(-(overlap + align + RAMP) // _STEP) * _STEP)
     if tile < least:
@@ -90,20 +81,23 @@ def spans(length: int, tile: int, align: int) -> list[Span]:
     return found
 
 
+def grid(height: int, width: int, tile: int, align: int, reach: int) -> tuple[list[Span], list[Span]]:
+    """The tiles of an image of height × width along its rows and its columns."""
+    return spans(height, tile, align, reach), spans(width, tile, align, reach)
+
+
 def blend(
-    height: int,
-    width: int,
-    tile: int,
-    align: int,
+    grid: tuple[list[Span], list[Span]],
     restore: Callable[[slice, slice], np.ndarray],
     on_tile: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Finished bands (first row, float32 (rows,width,C)) of an image of height × width, from top to bottom.
+    """Finished bands (first row, float32 (rows,width,C)) of the image that a grid covers, top to bottom.
 
     `restore(rows, columns)` returns the tile there. Only one row of tiles is held at a time. `on_tile` is
     called with (tiles done, tiles in all).
     """
-    down, across = spans(height, tile, align), spans(width, tile, align)
+    down, across = grid
+    width = across[-1].stop
     carried, done = None, 0
     for row in down:
         band = None

@@ -6,7 +6,7 @@ import pytest
 from difflid_jax.restoration import tiles
 from difflid_jax.restoration.plan import Geometry, Tiled, Whole, plan
 
-PAPER = Geometry(stride=8, multiple=32)
+PAPER = Geometry(stride=8, reach=32, multiple=32)
 
 
 def test_the_network_is_padded_to_its_stride_and_the_view_is_the_nearest_size():

@@ -103,7 +103,7 @@ def test_tiles_do_not_show(in_tiles, picture):
     hazy = picture(300, 410)
     progress = []
     found = in_tiles(hazy, on_tile=lambda *count: progress.append(count))
-    assert progress == [(i + 1, 8) for i in range(8)]
+    assert progress == [(i + 1, 6) for i in range(6)]
     in_one = dataclasses.replace(in_tiles, tile="off")
     whole = in_one.restore_array(hazy)
     assert np.abs(found - whole).max() <= 0.02 / 255
@@ -121,7 +121,7 @@ def test_a_large_picture_is_looked_at_as_a_whole_at_the_working_size(in_tiles, m
     steps = np.abs(np.diff(change, axis=0)).mean((1, 2)), np.abs(np.diff(change, axis=1)).mean((0, 2))
     for step, length in zip(steps, (300, 412), strict=True):
         seams = np.zeros(len(step), bool)
-        for span in tiles.spans(length, tiles.LEAST_TILE, 4)[1:]:
+        for span in tiles.spans(length, tiles.LEAST_TILE, 4, 16)[1:]:
             seams[span.first - 1 : span.first + tiles.RAMP] = True
         assert step[seams].max() <= step[~seams].max() + 0.01 / 255
 
@@ -187,7 +187,7 @@ def test_weights_that_do_not_fit_are_refused(restorer_folder, prior_folder, tmp_
             "64 channels, found 32",
         ),
         (saved("other", prior_sha256="0" * 64), ValueError, "expected the prior with SHA-256 0000"),
-        (saved("lost", prior=str(tmp_path / "gone")), FileNotFoundError, "prior of .*if it lies elsewhere"),
+        (saved("lost", prior=str(tmp_path / "gone")), FileNotFoundError, "prior of .*if it is elsewhere"),
         (saved("kind", features={"kind": "clip"}), ValueError, "features.kind"),
     ):
         with pytest.raises(error, match=message):

@@ -12,7 +12,7 @@ from difflid_jax.restoration import tiles
 def test_tiles_cover_every_pixel_with_weights_that_sum_to_one(tile, align):
     for length in [align, 160, 192, 208, 304, 768, 784, 1600, 4000 // align * align, 20_000]:
         length -= length % align
-        found = tiles.spans(length, tile, align)
+        found = tiles.spans(length, tile, align, 4 * align)
         total = np.zeros(length)
         for span in found:
             assert 0 <= span.start <= span.first < span.last <= span.stop <= length
@@ -31,10 +31,7 @@ def test_bands_put_together_are_the_image():
     image = np.random.default_rng(0).random((1000, 520, 3), np.float32)
     done = []
     bands = tiles.blend(
-        1000,
-        520,
-        256,
-        8,
+        tiles.grid(1000, 520, 256, 8, 32),
         lambda rows, columns: image[rows, columns],
         lambda *progress: done.append(progress),
     )
@@ -62,7 +59,7 @@ def test_working_size_keeps_the_shape_and_the_amount():
 
 def test_tiles_too_small_to_overlap_are_refused():
     with pytest.raises(ValueError, match="192 px or more, found 100"):
-        tiles.spans(1000, 100, 8)
-    # Six levels see further.
+        tiles.spans(1000, 100, 8, 32)
+    # Six levels reach further.
     with pytest.raises(ValueError, match="384 px or more, found 320"):
-        tiles.spans(1000, 320, 32)
+        tiles.spans(1000, 320, 32, 128)
