@@ -1,0 +1,130 @@
+"""The training runs behind an exhibit: one per row, column and seed.
+
+`paper` budget: the configs of the paper's data sets, as published. `laptop` budget: the same rows on
+configs/sots_rebuilt.py (RESIDE's indoor recipe on NYU Depth v2, 400 steps), Table 4 on
+configs/lol_v1_laptop.py. A run's folder is `<exhibit>/<column>/<row>-<seed>`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+HAZE_SETS = ("sots", "dense_haze", "nh_haze")
+LOW_LIGHT_SETS = ("lol_v1", "lol_v2_real")
+NYU = "nyu"  # the column of the laptop budget
+TRAIN_IDS, TEST_IDS = (1, 1299), (1300, 1399)  # RESIDE ids of the laptop budget
+LAPTOP_STEPS = {NYU: 400, "lol_v1": 3000}
+PAPER_STEPS = {
+    "sots": 420_000,
+    "dense_haze": 2_400,
+    "nh_haze": 2_400,
+    "lol_v1": 15_600,
+    "lol_v2_real": 21_600,
+}
+
+TIMES_1 = (0, 100, 300, 500, 999)  # with t2 = 500
+TIMES_2 = (100, 300, 400, 500, 600, 800, 999)  # with t1 = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    flags: of `python -m difflid_jax.train`, without the workdir, the data and the prior; {layer_e}, {layer_d}
+    and {resnet50} stand for what the user chooses. steps: its length.
+    """
+
+    exhibit: str
+    row: str
+    column: str
+    seed: int
+    flags: tuple[str, ...]
+    steps: int
+
+    @property
+    def folder(self) -> str:
+        """Its workdir, relative to the study's."""
+        return f"{self.exhibit}/{self.column}/{self.row.replace(',', '_')}-{self.seed}"
+
+
+def rows(exhibit: str) -> tuple[str, ...]:
+    """The rows that are trained for an exhibit, the reference row last."""
+    return tuple(_EXHIBITS[exhibit][1])
+
+
+def runs(exhibit: str, budget: str, seeds: int) -> list[Run]:
+    """The runs of an exhibit, one seed after the other, so that an interrupted study has whole tables."""
+    columns, changes = _EXHIBITS[exhibit]
+    found = []
+    for seed in range(seeds):
+        for column in columns if budget == "paper" else (_laptop_column(exhibit),):
+            for row, flags in changes.items():
+                config, steps = _config(exhibit, budget, column)
+                options = (f"--config={config}", f"--config.seed={seed}", *flags)
+                found.append(Run(exhibit, row, column, seed, options, steps))
+    return found
+
+
+# Table 3 names no layers; see configs/table3.py for the paper budget's.
+LAYERS = {"paper": {"layer_e": "17", "layer_d": "1"}, "laptop": {"layer_e": "7", "layer_d": "2"}}
+
+
+def data_flags(run: Run, budget: str, paths: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The flags that name a run's data, from `paths`: column → (train, test) or one path for both.
+
+    Raises ValueError that says which --data is missing.
+    """
+    if run.column not in paths:
+        raise ValueError(f"give --data={run.column}=TRAIN,TEST (or one path that holds both)")
+    train, test = (*paths[run.column], paths[run.column][-1])[:2]
+    flags = (f"--config.data.train={train}", f"--config.data.test={test}")
+    if budget == "laptop" and run.column == NYU:
+        flags += (f"--config.data.train_ids={TRAIN_IDS}", f"--config.data.test_ids={TEST_IDS}")
+    return flags
+
+
+def _config(exhibit: str, budget: str, column: str) -> tuple[str, int]:
+    if budget == "paper":
+        return column, PAPER_STEPS[column]
+    return "lol_v1_laptop" if column == "lol_v1" else "sots_rebuilt", LAPTOP_STEPS[column]
+
+
+def _laptop_column(exhibit: str) -> str:
+    return "lol_v1" if exhibit == "table4" else NYU
+
+
+def _times() -> Iterator[tuple[int, int]]:
+    yield from ((t1, 500) for t1 in TIMES_1)
+    yield from ((0, t2) for t2 in TIMES_2 if t2 != 500)
+
+
+_RANDOM = ("--config.features.random=True",)
+_BASELINE = ("--config.network.variant=baseline",)
+
+# Exhibit → (columns of the paper, row → flags that make it).
+_EXHIBITS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
+    "table1": (HAZE_SETS, {"random": _RANDOM, "baseline": _BASELINE, "full": ()}),
+    "table2": (
+        HAZE_SETS,
+        {
+            row: (f"--config.network.variant={row}",)
+            for row in ("baseline", "without_cim", "without_hae", "full")
+        },
+    ),
+    "table3": (
+        HAZE_SETS,
+        {
+            "layer_e": ("--config.features.layer=encoder:{layer_e}",),
+            "layer_d": ("--config.features.layer=decoder:{layer_d}",),
+            "vgg16": ("--config.features.kind=vgg16", "--config.features.side=0", "--config.prior="),
+            "resnet50": (
+                "--config.features.kind=resnet50",
+                "--config.features.side=0",
+                "--config.prior={resnet50}",
+            ),
+            "h_space": (),
+        },
+    ),
+    "table4": (LOW_LIGHT_SETS, {"random": _RANDOM, "full": ()}),
+    "figure8": (("sots",), {f"{a},{b}": (f"--config.features.times=({a},{b})",) for a, b in _times()}),
+}
+EXHIBITS = tuple(_EXHIBITS)

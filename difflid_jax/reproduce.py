@@ -1,0 +1,138 @@
+"""Reproduce a table or figure of the paper: run what it needs, one run after the other, and write the result.
+
+    python -m difflid_jax.reproduce --exhibit=table2 --budget=laptop --data=nyu=nyu_v2_labelled_train.tar
+    python -m difflid_jax.reproduce --exhibit=table2 --budget=paper --prior=weights/imagenet256 \
+        --data=sots=ITS,SOTS/indoor --data=dense_haze=Dense-Haze --data=nh_haze=NH-HAZE
+
+`laptop` trains the rows at a size that one CPU core trains in minutes (configs/sots_rebuilt.py, NYU ids
+1–1299, scored on ids 1300–1399; configs/lol_v1_laptop.py for table4). `paper` trains the paper's configs.
+Every run is a workdir of `train` below --workdir: the same command resumes an interrupted study, finished
+runs are kept, and the page is written anew after each of them. --dry_run lists the runs.
+
+Written into --output: EXHIBIT.md with ours over the seeds, the paper's and the differences, EXHIBIT.csv with
+every run and the SHA-256 of its weights, and for figure8 a plot.
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from difflid_jax.cli import UsageError, define_path, refuse_arguments, run
+from difflid_jax.exhibits.runs import EXHIBITS, LAYERS, Run, data_flags, runs
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The program's flags; a test passes its own `values`."""
+    flags.DEFINE_enum("exhibit", None, EXHIBITS, "Table or figure.", flag_values=values)
+    flags.DEFINE_enum("budget", "laptop", ["laptop", "paper"], "Size of the runs.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "data", [], "COLUMN=TRAIN,TEST or COLUMN=PATH for both; laptop: nyu=TAR.", flag_values=values
+    )
+    define_path("prior", "", "Frozen diffusion model (laptop default: photos64).", flag_values=values)
+    define_path("resnet50", "", "Weights folder of ResNet-50, for table3.", flag_values=values)
+    flags.DEFINE_string("layer_e", "", "Index of table3's encoder block.", flag_values=values)
+    flags.DEFINE_string("layer_d", "", "Index of table3's decoder block.", flag_values=values)
+    flags.DEFINE_list("rows", [], "Only these rows.", flag_values=values)
+    flags.DEFINE_integer("seeds", 1, "Seeds per row.", lower_bound=1, flag_values=values)
+    define_path("workdir", "runs/reproduce", "Folder of all runs.", flag_values=values)
+    define_path("output", "", "Folder of the results (default: --workdir).", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "List the runs and what they cost, and stop.", flag_values=values)
+    flags.DEFINE_float(
+        "seconds_per_step",
+        1.0,
+        "For --dry_run; measure yours: scripts/benchmark.py train.",
+        flag_values=values,
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    options = flags.FLAGS
+    refuse_arguments(argv)
+    if options.exhibit is None:
+        raise UsageError(f"give --exhibit, one of {', '.join(EXHIBITS)}")
+    planned = _chosen(runs(options.exhibit, options.budget, options.seeds), options.rows)
+    if options.dry_run:
+        for item in planned:
+            print(f"{item.folder}: {item.steps:,} steps, {_hours([item], options):.1f} h")
+        rate = f"{options.seconds_per_step:g} s a step"
+        print(f"{len(planned)} runs, {_hours(planned, options):.1f} h at {rate}")
+        return 0
+    workdir = Path(options.workdir)
+    output = Path(options.output or options.workdir)
+    commands = [_command(item, workdir, options) for item in planned]  # refuses before anything is run
+    return _run_all(planned, commands, workdir, output, options)
+
+
+def _hours(planned: Sequence[Run], options: flags.FlagValues) -> float:
+    return sum(item.steps for item in planned) * options.seconds_per_step / 3600
+
+
+def _chosen(planned: list[Run], rows: Sequence[str]) -> list[Run]:
+    names = {item.row for item in planned}
+    if unknown := sorted({*rows} - names):
+        raise UsageError(f"--rows: expected some of {', '.join(sorted(names))}, found {', '.join(unknown)}")
+    return [item for item in planned if not rows or item.row in rows]
+
+
+def _command(item: Run, workdir: Path, options: flags.FlagValues) -> list[str]:
+    """The command of a run. Raises ValueError if a path that it needs is not given."""
+    paths = {}
+    for text in options.data:
+        column, equals, given = text.partition("=")
+        if not equals:
+            raise UsageError(f"--data: expected COLUMN=PATH, found {text!r}")
+        paths[column] = given.split(",")
+    layers = LAYERS[options.budget]
+    chosen = {
+        "layer_e": options.layer_e or layers["layer_e"],
+        "layer_d": options.layer_d or layers["layer_d"],
+        "resnet50": options.resnet50,
+    }
+    if item.row == "resnet50" and not options.resnet50:
+        raise UsageError(
+            "table3 needs --resnet50=FOLDER (python -m convert_weights.perceptual), or leave the row out: "
+            "--rows=layer_e,layer_d,vgg16,h_space"
+        )
+    own = [flag.format(**chosen) for flag in item.flags]
+    prior = options.prior or ("photos64" if options.budget == "laptop" else "")
+    if not any(flag.startswith("--config.prior=") for flag in own):
+        if not prior:
+            raise UsageError("--budget=paper needs --prior=FOLDER (python -m convert_weights.openai_ddpm)")
+        own.append(f"--config.prior={prior}")
+    train = [sys.executable, "-m", "difflid_jax.train", f"--workdir={workdir / item.folder}"]
+    cache = f"--config.data.cache={workdir / 'cache'}"
+    return [*train, *own, *data_flags(item, options.budget, paths), cache]
+
+
+def _run_all(
+    planned: Sequence[Run],
+    commands: Sequence[list[str]],
+    workdir: Path,
+    output: Path,
+    options: flags.FlagValues,
+) -> int:
+    from difflid_jax.exhibits import report
+
+    failed = 0
+    for number, (item, command) in enumerate(zip(planned, commands, strict=True), 1):
+        if not report.collect(workdir, [item]):
+            print(f"[{number}/{len(planned)}] {item.folder}: {shlex.join(command[2:])}", file=sys.stderr)
+            status = subprocess.run(command).returncode
+            if status > 128 or status < 0:
+                print("reproduce: interrupted; the same command resumes", file=sys.stderr)
+                return status if status > 0 else 128 - status
+            failed += status != 0
+        outcomes = report.collect(workdir, planned)
+        page = report.write(output, options.exhibit, options.budget, planned, outcomes)
+    print(page.read_text())
+    if failed:
+        print(f"reproduce: {failed} of {len(planned)} runs failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run(main, define_flags)

@@ -1,0 +1,74 @@
+"""The runs behind the exhibits resolve to experiments, and their reports compare them with the paper."""
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from difflid_jax import reproduce
+from difflid_jax.cli import UsageError, find_config
+from difflid_jax.config.experiment import resolve
+from difflid_jax.exhibits import report
+from difflid_jax.exhibits.runs import EXHIBITS, rows, runs
+from difflid_jax.weights import store
+
+
+def options(*arguments):
+    values = flags.FlagValues()
+    reproduce.define_flags(values)
+    values(["reproduce", *arguments])
+    return values
+
+
+PATHS = [f"--data={column}=TRAIN,TEST" for column in ("nyu", "sots", "dense_haze", "nh_haze")]
+PATHS += ["--data=lol_v1=LOL", "--data=lol_v2_real=LOL2", "--resnet50=R", "--prior=P"]
+
+
+@pytest.mark.parametrize("budget", ["laptop", "paper"])
+@pytest.mark.parametrize("exhibit", EXHIBITS)
+def test_every_run_of_an_exhibit_is_an_experiment_of_its_own(exhibit, budget, tmp_path, monkeypatch):
+    elements = {"sots": 13_990, "lol_v1": 485, "lol_v2_real": 689}
+    planned = runs(exhibit, budget, seeds=2)
+    assert len({run.folder for run in planned}) == len(planned)
+    fingerprints = set()
+    for run in planned:
+        _, config, *overrides = reproduce._command(run, tmp_path, options(*PATHS))[3:]
+        arguments = ["train", f"--config={find_config(config[9:])}", *overrides]
+        monkeypatch.setattr("sys.argv", arguments)  # where config_flags finds the overrides
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+        values(arguments)
+        experiment = resolve(values.config)
+        assert experiment.total_steps(elements.get(run.column, 50)) == run.steps
+        fingerprints.add((run.column, experiment.fingerprint))
+    assert len(fingerprints) == len(planned)
+
+
+def test_what_is_missing_is_named_before_anything_is_run(tmp_path):
+    (run, *_) = runs("table3", "laptop", 1)
+    with pytest.raises(ValueError, match="give --data=nyu=TRAIN,TEST"):
+        reproduce._command(run, tmp_path, options())
+    resnet = next(run for run in runs("table3", "laptop", 1) if run.row == "resnet50")
+    with pytest.raises(UsageError, match="--resnet50=FOLDER"):
+        reproduce._command(resnet, tmp_path, options("--data=nyu=N"))
+    with pytest.raises(UsageError, match="--rows: expected some of"):
+        reproduce._chosen(runs("table2", "laptop", 1), ["half"])
+
+
+def test_the_page_gives_ours_the_papers_and_the_differences(tmp_path):
+    planned = runs("table2", "laptop", seeds=2)
+    for run, psnr in zip(planned, (20.0, 21.0, 20.5, 22.0, 20.2, 21.0, 20.5, 22.4), strict=True):
+        store.save(
+            tmp_path / run.folder / "weights",
+            "restorer",
+            {"x": np.ones(1, np.float32)},
+            {},
+            scores={"psnr": psnr, "ssim": 0.9},
+        )
+    outcomes = report.collect(tmp_path, planned)
+    text = report.write(tmp_path / "out", "table2", "laptop", planned, outcomes).read_text()
+    assert "8 of 8 runs finished" in text
+    assert "| baseline | 2 | 20.10 ± 0.14 | 0.900 ± 0.000 |  | -2.10 | 36.65 | -3.68 |" in text
+    assert "| full | 2 | 22.20 ± 0.28 | 0.900 ± 0.000 |  | +0.00 | 40.33 | +0.00 |" in text
+    assert (tmp_path / "out" / "table2.csv").read_text().count("\n") == 9
+    assert rows("table2")[-1] == "full"
