@@ -13,7 +13,6 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -128,7 +127,7 @@ def write_png(path: str | os.PathLike, array: np.ndarray, *, compress_level: int
     return path
 
 
-def open_image(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, Header]:
+def open_image(file: io.BufferedIOBase, name: str, max_pixels: int) -> tuple[Image.Image, Header]:
     """Open an image of any kind with Pillow and check its header; nothing is decoded yet.
 
     Decoding it may raise `DECODING_ERRORS` if the file is damaged.
@@ -168,7 +167,7 @@ def open_image(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image,
     return image, Header(height, width, form, kind, orientation)
 
 
-def _open(form: str, file: BinaryIO) -> Image.Image:
+def _open(form: str, file: io.BufferedIOBase) -> Image.Image:
     # Not Image.open: its size limit is a global of the process.
     try:
         return Image.OPEN[form][0](file, "")
@@ -187,7 +186,7 @@ class _Transparent(ValueError):
     pass
 
 
-def _read(file: BinaryIO, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+def _read(file: io.BufferedIOBase, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     image, header = open_image(_without_text(file), name, max_pixels)
     if not header.readable:
         raise ValueError(
@@ -224,13 +223,13 @@ def _ends_properly(path: str | os.PathLike, form: str) -> bool:
         return file.read() == end
 
 
-def _png_size(file: BinaryIO) -> tuple[int, int] | None:
+def _png_size(file: io.BufferedIOBase) -> tuple[int, int] | None:
     header = file.read(24)
     file.seek(0)
     return struct.unpack(">II", header[16:24]) if len(header) == 24 and header[12:16] == b"IHDR" else None
 
 
-def _without_text(file: BinaryIO) -> BinaryIO:
+def _without_text(file: io.BufferedIOBase) -> io.BufferedIOBase:
     """A copy of a PNG without text and profile; other files as they are."""
     signature = file.read(8)
     file.seek(0)
@@ -247,7 +246,7 @@ def _without_text(file: BinaryIO) -> BinaryIO:
     return io.BytesIO(b"".join(parts))
 
 
-def _kind(image: Image.Image, file: BinaryIO) -> str:
+def _kind(image: Image.Image, file: io.BufferedIOBase) -> str:
     # Pillow opens 16-bit RGB as mode "RGB" and drops the low bytes, and drops channels that TIFF does not
     # specify: the mode alone does not tell.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
@@ -282,7 +281,7 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _bits(image: Image.Image, file: BinaryIO) -> int:
+def _bits(image: Image.Image, file: io.BufferedIOBase) -> int:
     if image.format == "PNG":
         position = file.tell()
         file.seek(24)

@@ -140,12 +140,13 @@ def encode_photo(photo: Photo) -> bytes:
     return _CODECS[photo.format].encode(_as_stored(samples, photo.orientation), photo.kept)
 
 
-def _upright(samples: Samples, orientation: int) -> Samples:
+def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
+    """(H,W,C) or, for orientations from 5, (W,H,C)."""
     samples = samples.swapaxes(0, 1) if orientation >= 5 else samples
     return _mirrored(samples, orientation)
 
 
-def _as_stored(samples: Samples, orientation: int) -> Samples:
+def _as_stored(samples: np.ndarray, orientation: int) -> np.ndarray:
     """The inverse of `_upright`."""
     samples = _mirrored(samples, orientation)
     return np.ascontiguousarray(samples.swapaxes(0, 1) if orientation >= 5 else samples)

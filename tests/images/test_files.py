@@ -1,4 +1,4 @@
-"""Pictures are read exactly or refused by name; nothing is written in halves."""
+"""Images are read exactly or refused by name; nothing is written in halves."""
 
 import io
 import random

@@ -104,7 +104,7 @@ def test_bad_files_are_named_and_the_rest_goes_on(restorer, tmp_path):
     assert not (tmp_path / "small").exists()
 
 
-def test_what_a_folder_holds_besides_photographs_is_counted(tmp_path):
+def test_other_files_of_a_folder_are_counted(tmp_path):
     photograph(tmp_path / "in" / "good.jpg")
     for name in ("a.HEIC", "b.heic", "c.nef", ".hidden", "notes"):
         (tmp_path / "in" / name).write_bytes(b"x")
@@ -113,7 +113,7 @@ def test_what_a_folder_holds_besides_photographs_is_counted(tmp_path):
     assert line.startswith(str(tmp_path / "in")) and line.endswith("2 .heic, 1 .nef, 1 no suffix")
 
 
-def test_outputs_are_replaced_only_when_told(restorer, tmp_path):
+def test_outputs_are_replaced_only_on_request(restorer, tmp_path):
     source, output = photograph(tmp_path / "a.png"), tmp_path / "out"
     assert restored(restorer, [source], output) == []
     first = (output / "a.png").read_bytes()
