@@ -1,9 +1,9 @@
-"""Look at a diffusion model: pictures drawn from it, on one sheet.
+"""Sample images from a diffusion model and write them as one sheet.
 
     python -m difflid_jax.sample --weights=weights/imagenet256 --steps=50 --output=samples.png
 
-The model needs its decoder (convert with --part all). --sampler=ddim is deterministic but for the first
-noise, --sampler=ddpm adds noise at each step, of the variance that the model has learned.
+The model needs its decoder (convert it with --part=all). --sampler=ddim is deterministic given the first
+noise; --sampler=ddpm adds noise at each step, with the variance that the model has learned.
 """
 
 import math
@@ -11,32 +11,34 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.cli import UsageError, refuse_existing, run
-from difflid_jax.diffusion.sampling import SAMPLERS, Sampler
-from difflid_jax.features.prior import load_prior
+from difflid_jax.cli import UsageError, define_path, refuse_arguments, refuse_existing, run
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
     draw(flags.FLAGS)
 
 
 def draw(options: flags.FlagValues) -> None:
-    """Draw the pictures that the flags ask for and write the sheet."""
+    """Draw the samples that the flags describe and write the sheet."""
     if not options.weights or not options.output:
         raise UsageError("give --weights DIR and --output FILE.png")
     if Path(options.output).suffix.lower() != ".png":
         raise UsageError(f"--output {options.output}: expected a name that ends in .png")
     refuse_existing(options.output, options.overwrite)
+    # Here, because --help should not take as long as loading JAX.
+    import jax
+    import jax.numpy as jnp
+
+    from difflid_jax.diffusion.sampling import Sampler
+    from difflid_jax.features.prior import load_prior
+
     unet, schedule, _ = load_prior(options.weights, part="all")
     spec = unet.spec
     size = options.size or spec.image_size
@@ -44,34 +46,34 @@ def draw(options: flags.FlagValues) -> None:
         raise UsageError(f"--size {size}: this model draws multiples of {spec.stride}")
     if spec.in_channels != 3:
         raise UsageError(
-            f"{options.weights}: the model has {spec.in_channels} channels and draws no RGB pictures"
+            f"{options.weights}: the model has {spec.in_channels} channels and draws no RGB images"
         )
     labels = _labels(options.labels, spec.num_classes, options.count, options.seed)
     sampler = Sampler(unet, schedule, steps=options.steps, sampler=options.sampler, eta=options.eta)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    # A key for each picture: the batch size decides about memory and speed alone.
+    # A key per image: the batch size affects memory and speed only.
     keys = jax.random.split(jax.random.key(options.seed), options.count)
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     batch = min(options.batch_size, options.count)
     batches = -(-options.count // batch)
     for i in range(batches):
         watch = partial(tqdm, desc=f"sampling {i + 1}/{batches}", unit="step")
-        # The last batch is filled up, so that all have one size and one compiled program.
+        # The last batch is filled up, so that one compiled program serves all.
         chosen = np.minimum(np.arange(i * batch, (i + 1) * batch), options.count - 1)
         classes = None if labels is None else jnp.asarray(labels[chosen])
         drawn = sampler(keys[chosen], (size, size), classes, watch=watch)
-        pictures += list(np.asarray((drawn + 1) / 2))
-    pictures = pictures[: options.count]
-    broken = sum(not np.isfinite(picture).all() for picture in pictures)
+        images += list(np.asarray((drawn + 1) / 2))
+    images = images[: options.count]
+    broken = sum(not np.isfinite(image).all() for image in images)
     if broken:
         raise ValueError(
-            f"{options.weights}: {broken} of {len(pictures)} samples are not finite: a broken model"
+            f"{options.weights}: {broken} of {len(images)} samples are not finite; the weights are damaged"
         )
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     write_png(options.output, contact_sheet(rows, max_width=size))
     print(
-        f"{options.output}: {len(pictures)} samples of {size}×{size}, {options.steps} steps {options.sampler}"
+        f"{options.output}: {len(images)} samples of {size}×{size}, {options.steps} steps {options.sampler}"
     )
 
 
@@ -92,23 +94,24 @@ def _labels(given: Sequence[str], classes: int | None, count: int, seed: int) ->
 
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:
-    """The program's flags, defined on `values`."""
-    flags.DEFINE_string("weights", None, "shipped name or folder of a diffusion model", flag_values=values)
-    flags.DEFINE_string("output", None, "the .png sheet to write", flag_values=values)
-    flags.DEFINE_integer("steps", 50, "timesteps that are run", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "DDIM, or ancestral (ddpm)", flag_values=values)
-    flags.DEFINE_float("eta", 0.0, "noise of DDIM, 0 to 1", lower_bound=0, upper_bound=1, flag_values=values)
-    flags.DEFINE_integer("count", 16, "pictures", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("batch_size", 16, "pictures drawn together", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer(
-        "size", 0, "side of a picture (0: the model's own)", lower_bound=0, flag_values=values
-    )
-    flags.DEFINE_integer("seed", 0, "where all noise comes from", flag_values=values)
-    flags.DEFINE_list("labels", [], "classes, repeated in order (default: at random)", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "replace the sheet if it is there", flag_values=values)
+    """Define the program's flags on `values`."""
+
+    def flag(define, name: str, *args, **options) -> None:
+        define(name, *args, **options, flag_values=values)
+
+    flag(define_path, "weights", None, "Diffusion model: a shipped name or a weights folder.")
+    flag(define_path, "output", None, "PNG file of the sheet.")
+    flag(flags.DEFINE_integer, "steps", 50, "Timesteps to run.", lower_bound=1)
+    flag(flags.DEFINE_enum, "sampler", "ddim", ["ddim", "ddpm"], "DDIM, or ancestral sampling (ddpm).")
+    flag(flags.DEFINE_float, "eta", 0.0, "Noise of DDIM, 0 to 1.", lower_bound=0, upper_bound=1)
+    flag(flags.DEFINE_integer, "count", 16, "Number of samples.", lower_bound=1)
+    flag(flags.DEFINE_integer, "batch_size", 16, "Samples drawn together.", lower_bound=1)
+    flag(flags.DEFINE_integer, "size", 0, "Side of a sample in pixels; 0: the model's own.", lower_bound=0)
+    flag(flags.DEFINE_integer, "seed", 0, "Seed of all noise.")
+    flag(flags.DEFINE_list, "labels", [], "Classes, repeated in order; empty: random ones.")
+    flag(flags.DEFINE_bool, "overwrite", False, "Replace an existing sheet.")
     return values
 
 
 if __name__ == "__main__":
-    define_flags(flags.FLAGS)
-    run(main)
+    run(main, define_flags)

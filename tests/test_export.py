@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax import export
 
-from difflid_jax.export import export_restorer
+from difflid_jax.restoration.stablehlo import export_restorer
 
 
-def pictures(*shape):
+def images(*shape):
     return np.random.default_rng(0).random(shape, np.float32)
 
 
@@ -19,7 +19,7 @@ def test_a_written_artefact_restores_any_number_of_any_size(restorer, restorer_f
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     artefact = export.deserialize(file.read_bytes())
-    hazy = pictures(2, 64, 64, 3)
+    hazy = images(2, 64, 64, 3)
     restored = np.asarray(jax.jit(artefact.call)(hazy))
     # One order of the sums in the artefact, another here.
     np.testing.assert_allclose(restored[0], restorer.restore_array(hazy[0]), atol=1e-5)
@@ -27,13 +27,13 @@ def test_a_written_artefact_restores_any_number_of_any_size(restorer, restorer_f
     with pytest.raises(ValueError, match="Division had remainder"):
         artefact.call(hazy[:, :60])
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2 and "there already" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
     assert len(again.stderr.splitlines()) == 1
 
 
 def test_of_one_size_needs_no_padding(restorer):
     artefact = export_restorer(restorer, (61, 50))
-    hazy = pictures(1, 61, 50, 3)
+    hazy = images(1, 61, 50, 3)
     restored = jax.jit(artefact.call)(hazy)
     np.testing.assert_allclose(restored[0], restorer.restore_array(hazy[0]), atol=1e-5)
 

@@ -45,7 +45,7 @@ def extractor(weights):
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(256, size=(7, 10, 3), dtype=np.uint8)
 
 
@@ -55,10 +55,10 @@ def run(*arguments):
     return extract.extract(positional, options)
 
 
-def test_features_are_h_spaces_without_the_padding(extractor, unet, picture):
-    features = extractor(picture)
+def test_features_are_h_spaces_without_the_padding(extractor, unet, image):
+    features = extractor(image)
     assert list(features) == [500, 0, 700]
-    x = pad_to_multiple(jnp.asarray(picture[None] / 255, jnp.float32) * 2 - 1, 2)
+    x = pad_to_multiple(jnp.asarray(image[None] / 255, jnp.float32) * 2 - 1, 2)
     assert x.shape[1:3] == (8, 10)
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(3), 0), x.shape[1:])
     alphas = Schedule.named("linear").alphas_cumprod[[500, 700]]
@@ -72,8 +72,8 @@ def test_features_are_h_spaces_without_the_padding(extractor, unet, picture):
     assert extractor.channels == 32
 
 
-def test_floats_in_0_to_1_are_the_same_picture(extractor, picture):
-    from_bytes, from_floats = extractor(picture), extractor(picture / 255)
+def test_floats_in_0_to_1_are_the_same_image(extractor, image):
+    from_bytes, from_floats = extractor(image), extractor(image / 255)
     np.testing.assert_allclose(from_bytes[0], from_floats[0], atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_floats_in_0_to_1_are_the_same_picture(extractor, picture):
         np.full((4, 4, 3), np.nan),
     ],
 )
-def test_what_is_no_picture_is_refused(extractor, wrong):
+def test_what_is_no_image_is_refused(extractor, wrong):
     with pytest.raises(ValueError, match="expected"):
         extractor(wrong)
 
@@ -98,28 +98,28 @@ def test_layers_and_times_that_are_not_there_are_refused_before_any_work(weights
         Extractor(weights, layer="encoder:9")
     with pytest.raises(ValueError, match="--part all"):
         Extractor(weights, layer="decoder:0")
-    with pytest.raises(ValueError, match="timesteps from 0 to 999"):
+    with pytest.raises(ValueError, match="expected 0 to 999"):
         Extractor(weights, times=(0, 1000))
     with pytest.raises(ValueError, match="at least one"):
         Extractor(weights, times=())
 
 
-def test_the_program_writes_what_it_could_read_and_names_the_rest(weights, picture, tmp_path, capsys):
-    (tmp_path / "pictures" / "deep").mkdir(parents=True)
-    write_png(tmp_path / "pictures" / "a.png", picture)
-    write_png(tmp_path / "pictures" / "deep" / "a.png", picture[:6])
-    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
+def test_the_program_writes_what_it_could_read_and_names_the_rest(weights, image, tmp_path, capsys):
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    write_png(tmp_path / "images" / "a.png", image)
+    write_png(tmp_path / "images" / "deep" / "a.png", image[:6])
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     output = tmp_path / "new" / "features.npz"
     status = run(
-        tmp_path / "pictures", "--weights", weights, "--output", output, "--times=0", "--layer=encoder:1"
+        tmp_path / "images", "--weights", weights, "--output", output, "--times=0", "--layer=encoder:1"
     )
     assert status == 1
     out, err = capsys.readouterr()
-    assert "2 pictures" in out and "1 of 3 pictures could not be read" in out
+    assert "2 images" in out and "1 of 3 images could not be read" in out
     assert "broken.png" in err
     with np.load(output) as file:
         assert sorted(file.files) == ["a.png/t0", "about", "deep/a.png/t0"]
-        expected = Extractor(weights, times=[0], layer="encoder:1")(picture)[0]
+        expected = Extractor(weights, times=[0], layer="encoder:1")(image)[0]
         np.testing.assert_array_equal(file["a.png/t0"], expected)
         assert file["a.png/t0"].shape == (7, 10, 32)
         about = json.loads(str(file["about"]))
@@ -128,33 +128,33 @@ def test_the_program_writes_what_it_could_read_and_names_the_rest(weights, pictu
     assert [path.name for path in output.parent.iterdir()] == ["features.npz"]
 
 
-def test_the_program_refuses_what_cannot_be(weights, picture, tmp_path):
-    good = write_png(tmp_path / "a.png", picture)
+def test_the_program_refuses_what_cannot_be(weights, image, tmp_path):
+    good = write_png(tmp_path / "a.png", image)
     (tmp_path / "other").mkdir()
-    other = write_png(tmp_path / "other" / "a.png", picture)
+    other = write_png(tmp_path / "other" / "a.png", image)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"")
     (tmp_path / "empty").mkdir()
     output = f"--output={tmp_path / 'out.npz'}"
     for arguments, says in [
-        ([output, f"--weights={weights}"], "give pictures"),
-        ([good, f"--weights={weights}"], "give pictures"),
-        ([good, output], "give pictures"),
+        ([output, f"--weights={weights}"], "give images"),
+        ([good, f"--weights={weights}"], "give images"),
+        ([good, output], "give images"),
         ([good, f"--weights={weights}", "--output=x.npy"], "ends in .npz"),
         ([good, f"--weights={weights}", output, "--times=0,x"], "whole numbers"),
-        ([good, f"--weights={weights}", output, "--times=-1"], "timesteps from 0"),
+        ([good, f"--weights={weights}", output, "--times=-1"], "expected 0 to 999"),
         ([good, other, f"--weights={weights}", output], "has the same name, a.png"),
         ([tmp_path / "empty", f"--weights={weights}", output], "found none"),
         ([good, f"--weights={tmp_path}", output], "shipped weights"),
-        ([bad, f"--weights={weights}", output], "none of the pictures could be read"),
+        ([bad, f"--weights={weights}", output], "none of the images could be read"),
     ]:
         with pytest.raises((UsageError, ValueError, OSError), match=says):
             run(*arguments)
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.glob(".*"))
 
 
-def test_the_command_line_works(weights, picture, tmp_path):
-    write_png(tmp_path / "a.png", picture)
+def test_the_command_line_works(weights, image, tmp_path):
+    write_png(tmp_path / "a.png", image)
     command = [sys.executable, "-m", "difflid_jax.extract", str(tmp_path / "a.png")]
     options = [f"--weights={weights}", f"--output={tmp_path / 'a.npz'}"]
     done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,37 @@
+"""A restorer as one StableHLO artefact (`jax.export`)."""
+
+import jax
+import jax.numpy as jnp
+from jax import export
+from jax.errors import InconclusiveDimensionOperation
+
+from difflid_jax.restoration.restorer import Restorer
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_restorer(restorer: Restorer, size: tuple[int, int] | None = None) -> export.Exported:
+    """A program that maps hazy images (b,h,w,3), float32 in [0,1], to restored ones, for any b.
+
+    It takes any h and w that are multiples of `Geometry.common`, or only `size` (height, width) if given.
+    Raises ValueError if this restorer's program cannot be written for all sizes.
+    """
+
+    def restore(hazy: jax.Array) -> jax.Array:
+        x = hazy.astype(jnp.float32) * 2 - 1
+        restored = restorer.traced(restorer.params, restorer.frozen, x)
+        return jnp.clip((restored + 1) / 2, 0, 1)
+
+    multiple = restorer.programs.geometry.common
+    sides = f"{multiple}*h, {multiple}*w" if size is None else f"{size[0]}, {size[1]}"
+    shape = export.symbolic_shape(f"b, {sides}, 3")
+    try:
+        return export.export(jax.jit(restore), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    except (TypeError, ValueError, NotImplementedError, InconclusiveDimensionOperation) as error:
+        if size is not None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the program of this restorer cannot be written for all sizes ({reason}); "
+            "give one, for instance --size=480x640"
+        ) from error
