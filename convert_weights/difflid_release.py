@@ -18,7 +18,7 @@ from absl import flags
 from flax import nnx
 
 from convert_weights import program
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, define_path, expand_home, run
 from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
@@ -114,9 +114,7 @@ def _shapes(spec: ReleaseSpec) -> dict[str, tuple[int, ...]]:
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The program's flags, defined on `values`."""
     program.define_flags(values)
-    flags.DEFINE_string(
-        "prior", PRIOR, "Folder of the converted diffusion model, with its decoder.", flag_values=values
-    )
+    define_path("prior", PRIOR, "Folder of the converted diffusion model, with its decoder.", values)
     return values
 
 
@@ -124,7 +122,7 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     if len(argv) != 2:
         raise UsageError("give one checkpoint of the release and --output FOLDER")
     program.require_output(options)
-    source = Path(argv[1])
+    source = Path(expand_home(argv[1]))
     spec, tensors = convert(read_torch(source), where=str(source))
     features = {"kind": "release", "times": [0, 500]}
     about = {"prior": options.prior, "features": features, "noise_seed": 0}

@@ -27,7 +27,7 @@ from flax import nnx
 from convert_weights import program
 from convert_weights.guided_diffusion_flags import spec_from_flags
 from convert_weights.program import layer, norm
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, define_path, expand_home, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.unet import PARTS, UNet, UNetSpec
 from difflid_jax.weights import store
@@ -182,11 +182,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         ("dtype", "float32", list(DTYPES), "Type of the stored numbers."),
     ):
         flags.DEFINE_enum(name, default, choices, text, flag_values=values)
-    for name, default, text in (
-        ("architecture", None, "JSON file of guided-diffusion's flags, for any other model."),
-        ("address", ADDRESS, "URL of the released files (for a mirror)."),
-    ):
-        flags.DEFINE_string(name, default, text, flag_values=values)
+    define_path("architecture", None, "JSON file of guided-diffusion's flags, for any other model.", values)
+    flags.DEFINE_string("address", ADDRESS, "URL of the released files (a mirror's).", flag_values=values)
     return values
 
 
@@ -202,9 +199,9 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
             architecture = json.loads(Path(options.architecture).read_text())
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{options.architecture}: expected a JSON file of flags: {error}") from error
-    source = Path(argv[-1])
+    source = Path(expand_home(argv[-1]))
     if options.download:
-        source = Path(options.output).expanduser() / f"{options.download}.pt"
+        source = Path(options.output) / f"{options.download}.pt"
         size, sha256 = RELEASED.get(options.download, (None, None))
         fetch(options.address + source.name, source, size=size, sha256=sha256)
     preset = options.preset or (options.download if architecture is None else None)

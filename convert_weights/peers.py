@@ -1,188 +1,209 @@
-"""Weights of AOD-Net and DehazeNet, from their authors' files.
+"""Converts the baselines' weights from their authors' files.
 
-    python -m convert_weights.peers --source AOD_Net.caffemodel --output weights/aod_net
-    python -m convert_weights.peers --source dehaze.mat --output weights/dehazenet
+    python -m convert_weights.peers --network=aod_net --source=AOD_Net.caffemodel --output=weights/aod_net
+    python -m convert_weights.peers --network=dehazenet --source=dehaze.mat --output=weights/dehazenet
+    python -m convert_weights.peers --network=zero_dce --source=Epoch99.pth --output=weights/zero_dce
+    python -m convert_weights.peers --network=retinexnet --source=Decom/9200.tar,Relight/9200.tar \\
+        --output=weights/retinexnet
+    python -m convert_weights.peers --network=uretinex_net \\
+        --source=init_low.pth,init_high.pth,unfolding.pth,L_adjust.pth --output=weights/uretinex_net
+    python -m convert_weights.peers --network=iat --source=best_Epoch_lol_v1.pth --output=weights/iat
 
-AOD-Net: `AOD_Net.caffemodel` of the repository Boyiliee/AOD-Net, or the same arrays as an .npz
-(`conv1_w`, `conv1_b`, ..., kernels as (out,in,height,width)). DehazeNet: `dehaze.mat` of
-caibolun/DehazeNet. Both take RGB, as this package does.
+Repositories: Boyiliee/AOD-Net (or its arrays as .npz: `conv1_w`, `conv1_b`, ..., kernels OIHW);
+caibolun/DehazeNet; Li-Chongyi/Zero-DCE `Zero-DCE_code/snapshots`; aasharma90/RetinexNet_PyTorch `ckpts`;
+AndersonYong/URetinex-Net `ckpt`; cuiziteng/Illumination-Adaptive-Transformer `IAT_enhance`. Zero-DCE and
+URetinex-Net are for non-commercial use.
 """
 
-import hashlib
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
+from flax import nnx
 
-from difflid_jax.cli import UsageError, refuse_existing, run
+from convert_weights import dehazing_files, program
+from convert_weights.program import layer, norm
+from difflid_jax.baselines import uretinex_net
+from difflid_jax.baselines.load import NETWORKS
+from difflid_jax.cli import UsageError, expand_home, run
 from difflid_jax.weights import store
+from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
+from difflid_jax.weights.torch_file import read_torch
 
-_MAX_BYTES = 1 << 20  # the authors' files have 9 kB and 32 kB
-
-_AOD_NET = {f"conv{i}": shape for i, shape in enumerate(
-    [(3, 3, 1, 1), (3, 3, 3, 3), (3, 6, 5, 5), (3, 6, 7, 7), (3, 12, 3, 3)], start=1)}  # fmt: skip
-# Theirs: (inputs, height × width column by column, outputs).
-_DEHAZENET = {
-    "conv1": ("features", (3, 25, 16)),
-    "conv3x3": ("scale3", (4, 9, 16)),
-    "conv5x5": ("scale5", (4, 25, 16)),
-    "conv7x7": ("scale7", (4, 49, 16)),
-    "ip": ("regression", (48, 36)),
+# What the checkpoints of URetinex-Net must have been trained with.
+_OPTIONS = {
+    "round": uretinex_net.ROUNDS,
+    "gamma": uretinex_net.GAMMA,
+    "Roffset": uretinex_net.GAMMA_STEP,
+    "lamda": uretinex_net.LAMBDA,
+    "Loffset": uretinex_net.LAMBDA_STEP,
+    "concat_L": True,
 }
 
 
-def convert(source: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Read an authors' file: the kind ('aod_net' or 'dehazenet') and our tensors by name, kernels HWIO.
+@dataclass(frozen=True)
+class Peer:
+    """How a network's PyTorch files become our tensors.
 
-    Raises: ValueError naming the file where it is too large, damaged, of another kind or not these networks;
-    OSError where it cannot be read.
+    merge: the contents of the files, in the order of --source, and their names → one state dict.
     """
-    readers: dict[str, tuple[str, Callable]] = {
-        ".caffemodel": ("aod_net", _read_caffemodel),
-        ".npz": ("aod_net", _read_npz),
-        ".mat": ("dehazenet", _read_mat),
-    }
-    if source.suffix not in readers:
-        raise ValueError(
-            f"{source}: expected a file that ends in {', '.join(readers)}, found {source.suffix!r}"
-        )
-    if (size := source.stat().st_size) > _MAX_BYTES:
-        raise ValueError(f"{source}: {size:,} bytes; the authors' files have less than {_MAX_BYTES:,}")
-    kind, reader = readers[source.suffix]
-    theirs = reader(source)
-    expected = _aod_net_shapes() if kind == "aod_net" else _dehazenet_shapes()
-    wrong = store.mismatches({name: array.shape for name, array in theirs.items()}, expected)
-    if wrong:
-        raise ValueError(f"{source}: these are not the weights of {kind}: {wrong}")
-    for name, array in theirs.items():
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise ValueError(f"{source}: {name} must be finite float32, found {array.dtype} or NaN, infinity")
-    return kind, _ours(kind, theirs)
+
+    files: tuple[str, ...]
+    merge: Callable[[Sequence[Any], Sequence[str]], dict[str, Any]]
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
 
 
-def _aod_net_shapes() -> dict[str, tuple[int, ...]]:
-    kernels = {f"{name}_w": shape for name, shape in _AOD_NET.items()}
-    return kernels | {f"{name}_b": shape[:1] for name, shape in _AOD_NET.items()}
-
-
-def _dehazenet_shapes() -> dict[str, tuple[int, ...]]:
-    kernels = {f"weights_{name}": shape for name, (_, shape) in _DEHAZENET.items()}
-    return kernels | {
-        f"biases_{name}": (shape[2] if len(shape) > 2 else 1, 1) for name, (_, shape) in _DEHAZENET.items()
+def _plain(contents: Sequence[Any], where: Sequence[str]) -> dict[str, Any]:
+    return {
+        name: tensor
+        for content, file in zip(contents, where, strict=True)
+        for name, tensor in program.state_dict(content, where=file, of="this network").items()
     }
 
 
-def _ours(kind: str, theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    tensors = {}
-    if kind == "aod_net":
-        for name in _AOD_NET:
-            tensors[f"{name}.kernel"] = theirs[f"{name}_w"].transpose(2, 3, 1, 0)
-            tensors[f"{name}.bias"] = theirs[f"{name}_b"]
-        return tensors
-    for name, (ours, shape) in _DEHAZENET.items():
-        side = round(shape[1] ** 0.5)
-        kernel = theirs[f"weights_{name}"].reshape(shape[0], side, side, -1)
-        tensors[f"{ours}.kernel"] = kernel.transpose(2, 1, 0, 3)
-        tensors[f"{ours}.bias"] = theirs[f"biases_{name}"].reshape(-1)
-    return tensors
+def _uretinex(contents: Sequence[Any], where: Sequence[str]) -> dict[str, Any]:
+    """The four files hold several models each; of every file, those that inference uses."""
+    used = ((("model_R", "low"),), (("model_R", "high"),), (("model_R", "r"), ("model_L", "l")))
+    merged = {}
+    for content, file, models in zip(contents, where, (*used, (("model_A", "a"),)), strict=True):
+        for model, prefix in models:
+            try:
+                state = content["state_dict"][model]
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{file}: expected a checkpoint of URetinex-Net with {model}") from error
+            state = program.state_dict(state, where=file, of="URetinex-Net")
+            merged |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+    options = contents[2].get("opts")
+    options = options if isinstance(options, Mapping) else {}
+    for name, expected in _OPTIONS.items():
+        if options.get(name) != expected:
+            raise ValueError(f"{where[2]}: opts.{name}: expected {expected}, found {options.get(name)!r}")
+    return merged
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(entry.file_size for entry in archive.infolist())
-        if total > _MAX_BYTES:
-            raise ValueError(f"{total:,} bytes unpacked")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays}
-    except (ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from error
+_RETINEX = (
+    *layer("net1_conv0", "decompose.first", CONV),
+    *(rule for i in range(5) for rule in layer(f"net1_convs.{2 * i}", f"decompose.convs.{i}", CONV)),
+    *layer("net1_recon", "decompose.last", CONV),
+    *layer("net2_conv0_1", "relight.first", CONV),
+    *(rule for i in range(3) for rule in layer(f"net2_conv1_{i + 1}", f"relight.down.{i}", CONV)),
+    *(rule for i in range(3) for rule in layer(f"net2_deconv1_{i + 1}", f"relight.up.{i}", CONV)),
+    *layer("net2_fusion", "relight.fusion", CONV),
+    *layer("net2_output", "relight.last", CONV),
+)
+_URETINEX = (
+    *(
+        rule
+        for which in ("low", "high")
+        for i in range(4)
+        for rule in layer(f"{which}.decom.{2 * i}", f"decompose_{which}.convs.{i}", CONV)
+    ),
+    *layer("r.conv1", "reflectance.of_reflectance", CONV),
+    *layer("r.conv2", "reflectance.of_illumination", CONV),
+    Rule("r.se_layer.fc.0.weight", "reflectance.squeeze.kernel", LINEAR),
+    Rule("r.se_layer.fc.2.weight", "reflectance.excite.kernel", LINEAR),
+    *(rule for i in range(5) for rule in layer(f"r.conv{i + 3}", f"reflectance.convs.{i}", CONV)),
+    *layer("r.conv8", "reflectance.last", CONV),
+    *(rule for i in range(5) for rule in layer(f"l.conv{i + 1}", f"illumination.convs.{i}", CONV)),
+    *(rule for i in range(4) for rule in layer(f"a.conv{i + 1}", f"adjust.convs.{i}", CONV)),
+)
+# (1, channels, 1, 1) and (1, 1, channels) ↔ (channels,); (1, tokens, channels) ↔ (tokens, channels)
+_PLANES = Layout(lambda w: w[0, :, 0, 0], lambda w: w[None, :, None, None])
+_LAST = Layout(lambda w: w[0, 0], lambda w: w[None, None])
+_FIRST = Layout(lambda w: w[0], lambda w: w[None])
 
 
-def _read_mat(path: Path) -> dict[str, np.ndarray]:
-    from scipy.io import loadmat
-
-    try:
-        variables = loadmat(path)
-    except Exception as error:  # what it raises on a damaged file is not documented
-        raise _damaged(path, error) from error
-    return {name: np.asarray(value) for name, value in variables.items() if not name.startswith("__")}
-
-
-def _read_caffemodel(path: Path) -> dict[str, np.ndarray]:
-    """The blobs of every layer: NetParameter.layer (field 100): name (1), blobs (7); shape (7), data (5)."""
-    arrays = {}
-    try:
-        for layer in _messages(path.read_bytes(), 100):
-            name = b"".join(_messages(layer, 1)).decode()
-            for suffix, blob in zip(("w", "b"), _messages(layer, 7), strict=False):
-                shape = tuple(_varints(b"".join(b"".join(_messages(s, 1)) for s in _messages(blob, 7))))
-                arrays[f"{name}_{suffix}"] = np.frombuffer(b"".join(_messages(blob, 5)), "<f4").reshape(shape)
-    except (ValueError, IndexError, struct.error) as error:
-        raise _damaged(path, error) from error
-    if not arrays:
-        raise _damaged(path, "no layer with weights in it")
-    return arrays
+def _local_block(which: str) -> tuple[Rule, ...]:
+    theirs, ours = f"local_net.{which}_blocks.{{}}", f"{which}_blocks.{{}}"
+    return (
+        *(r for name in ("pos_embed", "conv1", "conv2", "attn")
+          for r in layer(f"{theirs}.{name}", f"{ours}.{name}", CONV)),
+        *(r for name in ("fc1", "fc2") for r in layer(f"{theirs}.mlp.{name}", f"{ours}.{name}", CONV)),
+        *(Rule(f"{theirs}.gamma_{i}", f"{ours}.scale{i}", _PLANES) for i in (1, 2)),
+        *(Rule(f"{theirs}.norm{i}.alpha", f"{ours}.norm{i}.scale", _LAST) for i in (1, 2)),
+        *(Rule(f"{theirs}.norm{i}.beta", f"{ours}.norm{i}.bias", _LAST) for i in (1, 2)),
+        *(Rule(f"{theirs}.norm{i}.color", f"{ours}.norm{i}.mix.kernel", LINEAR) for i in (1, 2)),
+    )  # fmt: skip
 
 
-def _messages(data: bytes, wanted: int) -> Iterator[bytes]:
-    """The length-delimited fields numbered `wanted` of a protobuf message."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            _, at = _varint(data, at)
-            continue
-        length, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind, len(data) + 1), at)
-        if at + length > len(data):
-            raise ValueError("a field reaches past the end")
-        if kind == 2 and key >> 3 == wanted:
-            yield data[at : at + length]
-        at += length
+_THEIRS, _OURS = "global_net", "global_branch"
+_IAT = (
+    *layer("local_net.conv1", "stem", CONV),
+    *_local_block("mul"),
+    *_local_block("add"),
+    *layer("local_net.mul_end.0", "mul_end", CONV),
+    *layer("local_net.add_end.0", "add_end", CONV),
+    *layer(f"{_THEIRS}.conv_large.proj.0", f"{_OURS}.embed1", CONV),
+    *norm(f"{_THEIRS}.conv_large.proj.1", f"{_OURS}.embed_norm1", statistics=True),
+    *layer(f"{_THEIRS}.conv_large.proj.3", f"{_OURS}.embed2", CONV),
+    *norm(f"{_THEIRS}.conv_large.proj.4", f"{_OURS}.embed_norm2", statistics=True),
+    *layer(f"{_THEIRS}.generator.pos_embed", f"{_OURS}.pos_embed", CONV),
+    *norm(f"{_THEIRS}.generator.norm1", f"{_OURS}.norm1"),
+    *norm(f"{_THEIRS}.generator.norm2", f"{_OURS}.norm2"),
+    Rule(f"{_THEIRS}.generator.attn.q", f"{_OURS}.queries", _FIRST),
+    Rule(f"{_THEIRS}.generator.attn.k.weight", f"{_OURS}.key.kernel", LINEAR),
+    Rule(f"{_THEIRS}.generator.attn.v.weight", f"{_OURS}.value.kernel", LINEAR),
+    *layer(f"{_THEIRS}.generator.attn.proj", f"{_OURS}.proj", LINEAR),
+    *layer(f"{_THEIRS}.generator.mlp.fc1", f"{_OURS}.fc1", LINEAR),
+    *layer(f"{_THEIRS}.generator.mlp.fc2", f"{_OURS}.fc2", LINEAR),
+    *layer(f"{_THEIRS}.gamma_linear", f"{_OURS}.gamma", LINEAR),
+    *layer(f"{_THEIRS}.color_linear", f"{_OURS}.colour", LINEAR),
+    Rule(f"{_THEIRS}.gamma_base", f"{_OURS}.gamma_base"),
+    Rule(f"{_THEIRS}.color_base", f"{_OURS}.colour_base"),
+)
+PEERS = {
+    "zero_dce": Peer(("Epoch99.pth",), _plain, layer("e_conv{}", "conv{}", CONV)),
+    "retinexnet": Peer(("Decom/9200.tar", "Relight/9200.tar"), _plain, _RETINEX),
+    "uretinex_net": Peer(
+        ("init_low.pth", "init_high.pth", "unfolding.pth", "L_adjust.pth"), _uretinex, _URETINEX
+    ),
+    "iat": Peer(("best_Epoch_lol_v1.pth",), _plain, _IAT, ("{*}.num_batches_tracked",)),
+}
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at + shift // 7]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at + shift // 7 + 1
-    raise ValueError("a number of more than ten bytes")
+def convert(network: str, sources: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Our tensors by name from the authors' files of `network`, in the order of the examples above.
+
+    Raises ValueError, naming the file, if it is damaged, of another format or holds another network.
+    """
+    if network not in PEERS:
+        if len(sources) != 1:
+            raise ValueError(f"--source: {network} comes in one file, found {len(sources)}")
+        return dehazing_files.read(network, sources[0])
+    peer = PEERS[network]
+    if len(sources) != len(peer.files):
+        raise ValueError(f"--source: {network} takes {', '.join(peer.files)}; found {len(sources)} files")
+    names = [str(source) for source in sources]
+    state = peer.merge([read_torch(source) for source in sources], names)
+    return map_tensors(state, peer.rules, peer.ignored, _shapes(network), where=", ".join(names))
 
 
-def _varints(data: bytes) -> Iterator[int]:
-    at = 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        yield value
+@cache
+def _shapes(network: str) -> dict[str, tuple[int, ...]]:
+    return store.shapes_of(nnx.eval_shape(lambda: NETWORKS[network](rngs=nnx.Rngs(0))))
 
 
-def _damaged(path: Path, why: object) -> ValueError:
-    return ValueError(
-        f"{path}: expected a {path.suffix} file, found a damaged one ({why}); download it again"
-    )
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
+    """The program's flags, defined on `values`."""
+    program.define_flags(values)
+    flags.DEFINE_enum("network", None, list(NETWORKS), "Network to convert.", flag_values=values)
+    flags.DEFINE_list("source", None, "The authors' files, in the order above.", flag_values=values)
+    return values
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1 or not flags.FLAGS.source or not flags.FLAGS.output:
-        raise UsageError("give --source FILE and --output FOLDER, and nothing else")
-    refuse_existing(Path(flags.FLAGS.output) / store.FILE, flags.FLAGS.overwrite)
-    source = Path(flags.FLAGS.source)
-    kind, tensors = convert(source)
-    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
-    path = store.save(flags.FLAGS.output, kind, tensors, {}, source=source.name, source_sha256=sha256)
-    parameters = sum(array.size for array in tensors.values())
-    print(f"{path}: {kind}, {parameters:,} parameters, from {source.name} (sha256 {sha256[:16]}…)")
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
+    if len(argv) > 1 or not options.network or not options.source:
+        raise UsageError("give --network NAME, --source FILE[,FILE…] and --output FOLDER, see --help")
+    program.require_output(options)
+    sources = [Path(expand_home(source)) for source in options.source]
+    program.write(options, options.network, convert(options.network, sources), {}, sources)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("source", None, "the authors' file: .caffemodel or .npz (AOD-Net), .mat (DehazeNet)")
-    flags.DEFINE_string("output", None, "folder for the converted weights")
-    flags.DEFINE_bool("overwrite", False, "replace weights that are there")
+    define_flags()
     run(main)

@@ -28,7 +28,7 @@ from difflid_jax.backbones.inception import InceptionNetwork
 from difflid_jax.backbones.lpips_package import read_lpips_package
 from difflid_jax.backbones.resnet50 import ResNet50
 from difflid_jax.backbones.vgg16 import STAGES, VGG16
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, define_path, run
 from difflid_jax.metrics.lpips import lpips_tensors
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, Rule, map_tensors
@@ -96,7 +96,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     program.define_flags(values)
     names = [*NETWORKS, "lpips_alex", "lpips_vgg"]
     flags.DEFINE_enum("network", None, names, "Network to convert.", flag_values=values)
-    flags.DEFINE_string("source", None, "The authors' PyTorch file (see above).", flag_values=values)
+    define_path("source", None, "The authors' PyTorch file (see above).", values)
     return values
 
 

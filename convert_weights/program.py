@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from difflid_jax.atomic import sha256_of
-from difflid_jax.cli import UsageError, refuse_existing
+from difflid_jax.cli import UsageError, define_path, refuse_existing
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import Layout, Rule
 from difflid_jax.weights.schema import listed
@@ -17,7 +17,7 @@ from difflid_jax.weights.schema import listed
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of every converter."""
-    flags.DEFINE_string("output", None, "Folder for the converted weights.", flag_values=values)
+    define_path("output", None, "Folder for the converted weights.", values)
     flags.DEFINE_bool("overwrite", False, "Replace existing weights in --output.", flag_values=values)
 
 
@@ -25,7 +25,7 @@ def require_output(options: flags.FlagValues) -> None:
     """Raise UsageError if --output is missing or holds weights that may not be replaced."""
     if not options.output:
         raise UsageError("give --output FOLDER")
-    refuse_existing(Path(options.output).expanduser() / store.FILE, options.overwrite)
+    refuse_existing(Path(options.output) / store.FILE, options.overwrite)
 
 
 def layer(theirs: str, ours: str, layout: Layout) -> tuple[Rule, Rule]:
@@ -82,7 +82,7 @@ def write(
     """Write the weights to --output and print what they are. `metadata`: more arguments of `store.save`."""
     digests = [sha256_of(source) for source in sources]
     path = store.save(
-        Path(options.output).expanduser(),
+        Path(options.output),
         kind,
         tensors,
         architecture,

@@ -59,9 +59,8 @@ def pairs_flags(folders: Path) -> list[str]:
 def peers(shared: Path, tmp_path_factory) -> Path:
     """AOD-Net's and DehazeNet's weights in our format."""
     folder = tmp_path_factory.mktemp("peers")
-    for file in ("aod_net.npz", "dehazenet.mat"):
-        kind, tensors = convert(shared / "data" / "peer_weights" / file)
-        store.save(folder / kind, kind, tensors, {})
+    for kind, file in (("aod_net", "aod_net.npz"), ("dehazenet", "dehazenet.mat")):
+        store.save(folder / kind, kind, convert(kind, [shared / "data" / "peer_weights" / file]), {})
     return folder
 
 

@@ -1,1 +1,1 @@
-"""Other methods, with their authors' weights where there are any."""
+"""Other methods of dehazing and low-light enhancement, with their authors' weights."""

@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
-from difflid_jax.baselines.dark_channel import dark_channel_prior
-from difflid_jax.baselines.peers import AODNet, DehazeNet, recover
-from difflid_jax.compiled import bounded_jit
+from difflid_jax.baselines.load import NETWORKS, WITHOUT_WEIGHTS, Baseline, load_baseline
 from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
-METHODS = ("identity", "dark_channel_prior", "aod_net", "dehazenet", "difflid")
-_KINDS = {"aod_net": "aod_net", "dehazenet": "dehazenet", "restorer": "difflid"}
+METHODS = (*WITHOUT_WEIGHTS, *NETWORKS, "difflid")
+_KINDS = {name: name for name in NETWORKS} | {"restorer": "difflid"}
 _SHIPPED = {"difflid": "haze"}
-_PEERS = {"aod_net": AODNet, "dehazenet": DehazeNet}
 
 Restore = Callable[[np.ndarray], np.ndarray]
 
@@ -86,10 +82,8 @@ def load_methods(
         by_method.setdefault(_KINDS[kind], []).append((label, folder))
     methods = []
     for name in dict.fromkeys(names or by_method):
-        if name == "identity":
-            methods.append(Method(name, lambda hazy: hazy))
-        elif name == "dark_channel_prior":
-            methods.append(Method(name, dark_channel_prior))
+        if name in WITHOUT_WEIGHTS:
+            methods.append(Method(name, _on_one(load_baseline(name))))
         else:
             several = by_method.get(name) or [("", _shipped(name))]
             for label, folder in several:
@@ -124,7 +118,8 @@ def _shipped(name: str) -> str:
         return _SHIPPED[name]
     raise ValueError(
         f"{name} needs its authors' weights: convert them with "
-        f"`python -m convert_weights.peers --source FILE --output FOLDER` and give --weights FOLDER"
+        f"`python -m convert_weights.peers --network={name} --source=FILE --output=FOLDER` and give "
+        "--weights=FOLDER"
     )
 
 
@@ -132,17 +127,15 @@ def _with_weights(name: str, folder: str, label: str, tile: str | int) -> Method
     if name == "difflid":
         return _difflid(folder, label, tile)
     weights = store.read(folder, name)
-    network = nnx.eval_shape(lambda: _PEERS[name](rngs=nnx.Rngs(0)))
-    store.fill(network, weights.tensors, where=str(weights.path))
-    run = bounded_jit(lambda hazy: network(hazy[None])[0])
-
-    def restore(hazy: np.ndarray) -> np.ndarray:
-        output = np.asarray(run(hazy))
-        return recover(hazy, output) if name == "dehazenet" else output
-
+    restore = _on_one(load_baseline(name, weights))
     parameters = sum(tensor.size for tensor in weights.tensors.values())
     facts = {"weights": str(folder), "sha256": weights.sha256, **weights.metadata}
     return Method(label, restore, parameters, 0, facts)
+
+
+def _on_one(baseline: Baseline) -> Restore:
+    """A baseline, which takes a batch, on one image (H,W,3)."""
+    return lambda image: baseline(image[None])[0]
 
 
 def _difflid(folder: str, label: str, tile: str | int) -> Method:

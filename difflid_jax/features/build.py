@@ -1,6 +1,5 @@
 """One shape for all frozen maps: a pure function, its parameters apart, and what a network must know."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from difflid_jax.atomic import sha256_of
 from difflid_jax.backbones.imagenet import STRIDE
 from difflid_jax.backbones.resnet50 import load_resnet50
 from difflid_jax.backbones.vgg16 import load_vgg16
@@ -62,7 +62,7 @@ def build_features(
         load = load_vgg16 if kind == "vgg16" else load_resnet50
         network = load(name_or_folder, dtype=dtype)
         graph, frozen = nnx.split(network)
-        sha256 = _sha256(name_or_folder) if name_or_folder else ""
+        sha256 = sha256_of(store.resolve(name_or_folder)) if name_or_folder else ""
         return FrozenFeatures(
             lambda frozen, x, key: nnx.merge(graph, frozen)(x, key),
             frozen,
@@ -97,8 +97,3 @@ def build_features(
         sha256,
         spec.side,
     )
-
-
-def _sha256(name_or_folder: str | os.PathLike) -> str:
-    with store.resolve(name_or_folder).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ enough to rebuild the module) and what the writer adds, such as `source_sha256`.
 sides of the file; `tensors_of` and `fill` are the two sides of an `nnx.Module`.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from difflid_jax.atomic import atomic_write
+from difflid_jax.atomic import atomic_write, sha256_of
 from difflid_jax.weights.schema import brief, check_metadata, listed
 
 FORMAT = "1"
@@ -145,8 +144,7 @@ def read(name_or_folder: str | os.PathLike, kind: str) -> Weights:
     metadata = read_metadata(path)
     if metadata["kind"] != kind:
         raise ValueError(f"{path}: expected weights of kind {kind!r}, found {metadata['kind']!r}")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     try:
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

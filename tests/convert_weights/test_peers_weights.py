@@ -1,14 +1,15 @@
-"""The authors' files of AOD-Net and DehazeNet become our weights, and nothing else does."""
+"""The authors' files of the baselines become our weights, and nothing else does."""
 
 import io
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 
-from convert_weights.peers import convert
+from convert_weights.peers import PEERS, convert
 from difflid_jax.cli import one_line
 
 KERNELS = {
@@ -75,9 +76,9 @@ def caffemodel(arrays: dict[str, np.ndarray]) -> bytes:
 def test_caffemodel_and_npz_of_the_same_arrays_convert_alike(tmp_path, aod_net):
     np.savez(tmp_path / "a.npz", **aod_net)
     (tmp_path / "a.caffemodel").write_bytes(caffemodel(aod_net))
-    kind, tensors = convert(tmp_path / "a.npz")
-    other_kind, others = convert(tmp_path / "a.caffemodel")
-    assert kind == other_kind == "aod_net" and tensors.keys() == others.keys()
+    tensors = convert("aod_net", [tmp_path / "a.npz"])
+    others = convert("aod_net", [tmp_path / "a.caffemodel"])
+    assert tensors.keys() == others.keys()
     for name in tensors:
         np.testing.assert_array_equal(tensors[name], others[name])
     np.testing.assert_array_equal(tensors["conv3.kernel"][4, 2, 5, 1], aod_net["conv3_w"][1, 5, 4, 2])
@@ -85,8 +86,7 @@ def test_caffemodel_and_npz_of_the_same_arrays_convert_alike(tmp_path, aod_net):
 
 def test_mat_kernels_run_column_by_column(tmp_path, dehazenet):
     savemat(tmp_path / "d.mat", dehazenet)
-    kind, tensors = convert(tmp_path / "d.mat")
-    assert kind == "dehazenet"
+    tensors = convert("dehazenet", [tmp_path / "d.mat"])
     row, column = 3, 1
     np.testing.assert_array_equal(
         tensors["features.kernel"][row, column, 2], dehazenet["weights_conv1"][2, row + 5 * column]
@@ -126,9 +126,27 @@ def test_files_that_are_not_these_networks_are_refused_in_one_line(tmp_path, aod
     for path in sorted(tmp_path.iterdir()):
         if path.name != "whole.mat":
             with pytest.raises(ValueError) as refusal:
-                convert(path)
+                convert("dehazenet" if path.suffix == ".mat" else "aod_net", [path])
             assert str(path) in one_line(refusal.value), path.name
     with pytest.raises(ValueError, match=r"1 missing: conv4_b"):
-        convert(tmp_path / "missing.npz")
+        convert("aod_net", [tmp_path / "missing.npz"])
     with pytest.raises(ValueError, match=r"1 unexpected: conv6_w"):
-        convert(tmp_path / "more.npz")
+        convert("aod_net", [tmp_path / "more.npz"])
+
+
+def test_checkpoints_of_uretinex_net_must_be_those_of_its_release():
+    """Each of its four files holds several models; γ, λ and the rounds are constants of the network here."""
+    options = {"round": 3, "gamma": 0.1, "Roffset": 0.05, "lamda": 0.5, "Loffset": 0.05, "concat_L": True}
+    one = {"w": np.zeros(1, np.float32)}
+    models = {"model_R": one, "model_L": one, "model_A": {"module.w": one["w"]}}
+    files, names = [{"state_dict": models} for _ in range(4)], ["low", "high", "unfolding", "adjust"]
+    files[2] = files[2] | {"opts": options}
+    merged = PEERS["uretinex_net"].merge(files, names)
+    assert sorted(merged) == ["a.w", "high.w", "l.w", "low.w", "r.w"]
+    other = files[2] | {"opts": options | {"gamma": 0.2}}
+    with pytest.raises(ValueError, match=r"unfolding: opts\.gamma: expected 0\.1, found 0\.2"):
+        PEERS["uretinex_net"].merge([*files[:2], other, files[3]], names)
+    with pytest.raises(ValueError, match=r"high: expected a checkpoint of URetinex-Net with model_R"):
+        PEERS["uretinex_net"].merge([files[0], {"state_dict": {}}, *files[2:]], names)
+    with pytest.raises(ValueError, match=r"retinexnet takes Decom/9200\.tar, Relight.*found 1 files"):
+        convert("retinexnet", [Path("9200.tar")])

@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from difflid_jax.baselines.peers import AODNet, DehazeNet, recover
+from difflid_jax.baselines.aod_net import AODNet
+from difflid_jax.baselines.dehazenet import DehazeNet, recover
 from difflid_jax.weights import store
 
 
