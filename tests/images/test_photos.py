@@ -358,6 +358,8 @@ def test_transparent_colours_become_alpha():
 def test_what_an_output_lacks_is_noted():
     mpf = b"\xff\xe2" + struct.pack(">H", 6) + b"MPF\0"
     assert "further images" in decode_photo(saved(scene(3), "JPEG", extra=mpf), "a").notes[0]
+    video = saved(scene(3), "JPEG", progressive=True) + b"ftyp" + bytes(96)
+    assert decode_photo(video, "a").notes == ("the 100 bytes behind its image",)
     motion = saved(scene(3), "JPEG", xmp=b'<a GCamera:MotionPhoto="1"/>')
     assert "motion photo" in decode_photo(motion, "a").notes[0]
     file = io.BytesIO()
@@ -366,7 +368,7 @@ def test_what_an_output_lacks_is_noted():
         writer.write(scene(3), photometric="rgb", metadata=None, extratags=layers)
         writer.write(scene(3)[::2, ::2], photometric="rgb", metadata=None, subfiletype=1)
     photo = decode_photo(file.getvalue(), "a")
-    assert [note.split()[-1] for note in photo.notes] == ["previews", "layers"]
+    assert [note.split()[-1] for note in photo.notes] == ["(1)", "layers"]
     np.testing.assert_array_equal(photo.pixels, scene(3))
     assert not again(photo).notes
 

@@ -107,7 +107,7 @@ class Reader:
             yield directory
             offset = directory.next
 
-    def keep_only(self, offset: int, tags: frozenset[int]) -> bytes:
+    def keep_only(self, offset: int, tags: frozenset[int]) -> bytearray:
         """The data with only `tags` in the directory at `offset`, and without directories after it."""
         data, size = bytearray(self.data), struct.calcsize(self.order + self._entry)
         start = offset + struct.calcsize(self.order + self._count)
@@ -116,7 +116,7 @@ class Reader:
         struct.pack_into(self.order + self._count, data, offset, len(kept))
         data[start : start + size * len(kept)] = b"".join(kept)
         struct.pack_into(self.order + self._offset, data, start + size * len(kept), 0)
-        return bytes(data)
+        return data
 
     def _unpack(self, form: str, offset: int) -> tuple:
         return struct.unpack_from(self.order + form, self.data, offset)

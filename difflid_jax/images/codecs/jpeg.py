@@ -2,7 +2,9 @@
 
 import functools
 import io
+import re
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,13 @@ from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size,
 # A restored image is coded at least this well: detail that a coarse quantiser did not see under the haze
 # must not be lost to it now.
 LEAST_QUALITY = 92
-_STANDALONE = frozenset((0x01, 0xD8, *range(0xD0, 0xD8)))
+_SCAN, _END = 0xDA, 0xD9
+# Some writers pad their files.
+_PADDING = 64
+_STANDALONE = frozenset((0x01, *range(0xD0, 0xD9)))
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# The next marker behind coded data, in which 0xFF is followed by 0 or a restart marker.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SEQUENTIAL = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 _PREVIEW_RESOURCES = (1033, 1036)
 _OTHER_IMAGES = "its further images (gain map, depth or preview)"
@@ -27,7 +35,7 @@ def read(data: bytes, max_pixels: int) -> Decoded:
     Raises: Unsupported for 12 bits, lossless coding, CMYK or a size beyond `max_pixels`; `DECODING_ERRORS`
     for damage.
     """
-    _check_coding(data)
+    behind = _check_coding(data)
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     check_size(*image.size, max_pixels)
     if image.mode not in ("L", "RGB"):
@@ -42,7 +50,7 @@ def read(data: bytes, max_pixels: int) -> Decoded:
         "dpi": image.info.get("dpi", (0, 0)),
     }
     kept["segments"], orientation, notes = _segments(image)
-    return Decoded(np.atleast_3d(samples), 1 if image.mode == "L" else 3, orientation, kept, notes)
+    return Decoded(np.atleast_3d(samples), 1 if image.mode == "L" else 3, orientation, kept, notes or behind)
 
 
 def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
@@ -60,15 +68,28 @@ def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _check_coding(data: bytes) -> None:
-    """Raise Unsupported for a frame header (SOF) of more than 8 bits or of lossless coding."""
+def _frames(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, position) of each segment of the first image, up to and including its end (EOI)."""
     position = 2
-    while position + 5 <= len(data) and data[position] == 0xFF:
+    while position + 2 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == 0xFF or marker in _STANDALONE:
-            position += 1 if marker == 0xFF else 2
+        if marker == 0xFF:
+            position += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        yield marker, position
+        if marker == _END:
+            return
+        position += 2
+        if marker not in _STANDALONE:
+            position += int.from_bytes(data[position : position + 2])
+        if marker == _SCAN and (found := _MARKER.search(data, position)):
+            position = found.start()
+
+
+def _check_coding(data: bytes) -> tuple[str, ...]:
+    """What follows the image. Raises Unsupported for more than 8 bits or lossless coding."""
+    for marker, position in _frames(data):
+        if marker in _FRAME_HEADERS and position + 5 <= len(data):
             bits = data[position + 4]
             if bits in (12, 16) or marker not in _SEQUENTIAL:
                 kind = f"{bits} bits per sample" if bits != 8 else "lossless or hierarchical coding"
@@ -76,10 +97,10 @@ def _check_coding(data: bytes) -> None:
                     f"a JPEG of {kind} (expected 8 bits, baseline or progressive); convert it to a 16-bit "
                     "TIFF or PNG, or to an 8-bit JPEG, with the program that wrote it"
                 )
-            return
-        if marker == 0xDA:
-            return
-        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+        behind = len(data) - position - 2
+        if marker == _END and behind > _PADDING:
+            return (f"the {behind:,} bytes behind its image",)
+    return ()
 
 
 def _segments(image: JpegImagePlugin.JpegImageFile) -> tuple[bytes, int, tuple[str, ...]]:

@@ -123,7 +123,7 @@ def _check_pages(reader: Reader, first: Directory) -> tuple[str, ...]:
     full = [page for page in pages if not _is_reduced(page)]
     if len(full) > 1:
         raise Unsupported(f"a TIFF of {len(full)} pages (expected one); save the page to restore")
-    return (f"its {len(others)} reduced copies or previews",) if others else ()
+    return (f"its reduced copies or previews ({len(others)})",) if others else ()
 
 
 def _pages(reader: Reader) -> list[Directory]:

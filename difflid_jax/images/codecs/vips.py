@@ -10,7 +10,7 @@ from difflid_jax.images.codecs import Samples, Unsupported
 _TYPES = {"uchar": np.uint8, "ushort": np.uint16}
 
 
-def decode(data: bytes, loader: str) -> Samples:
+def decode(data: bytes | bytearray, loader: str) -> Samples:
     """Decode with the operation `loader`, such as "pngload_buffer".
 
     Raises: Unsupported for samples or a coding that libvips does not read; ValueError with its message for
