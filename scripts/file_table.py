@@ -36,8 +36,8 @@ Outputs are stored turned as the inputs were, so that every size, orientation an
 stays true; the network sees the image upright. Recorded sizes that were wrong are corrected. Previews inside
 the metadata (EXIF, Photoshop) show the hazy image and are removed. What else an output lacks (a gain map,
 depth map, video or anything else behind a JPEG, content credentials, Photoshop layers, reduced copies in a
-TIFF) is reported by name when the file is restored. The maker notes of a TIFF move within the file: some makers' notes
-hold absolute positions, which only their own software follows.
+TIFF) is reported by name when the file is restored. The maker notes of a TIFF move within the file: some
+makers' notes hold absolute positions, which only their own software follows.
 """
 _EXIF = b"Exif\0\0"
 _ICC = b"a profile, which nobody parses" * 9
