@@ -9,7 +9,7 @@ Everything is measured twice, on the prior and on its architecture with random w
 - the paper's claims of Sec. 4.1 on hazy and clean pictures of scenes with depth: at small t the h-spaces of
   partners are close (within-pair over between-scene distance), at larger t hazy and clean lie apart (accuracy
   of a linear probe on scenes that it has not seen), and how well β can be read from h (R²). How each is
-  measured: difflid_jax/evaluation/prior.py.
+  measured: difflid_jax/evaluation/probes.py.
 
 Written to --output: prior.json, prior.md (tables), curves.png, tsne.png (Figs. 1 and 7, with the pictures
 themselves for comparison) and samples.png.
@@ -38,7 +38,7 @@ from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.data.rgbd import FRAMES, parse_ids
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.sampling import Sampler, kept_timesteps
-from difflid_jax.evaluation import prior as measures
+from difflid_jax.evaluation import probes
 from difflid_jax.evaluation import tables as report
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.features.prior import Prior, load_prior, random_prior
@@ -69,19 +69,19 @@ def main(argv: Sequence[str]) -> None:
     HSpaceSpec(side=options.side).multiple(spec)  # refuses a side that does not fit
     kept_timesteps(spec.diffusion_steps, options.steps, "ddim")
     data = _scenes(options)
-    pairs = measures.make_pairs(data, options.side, options.seed)
+    pairs = probes.make_pairs(data, options.side, options.seed)
     priors = {"prior": trained, "random weights": random_prior(spec, options.seed, part="all")}
 
     found, maps, samples = {}, [], []
     for name, prior in priors.items():
         tqdm.write(f"{name}:", file=sys.stderr)
-        features = measures.h_spaces(prior, pairs, times, options.seed)
-        loss = measures.noise_losses(prior, pairs)
+        features = probes.h_spaces(prior, pairs, times, options.seed)
+        loss = probes.noise_losses(prior, pairs)
         found[name] = {"sha256": prior.sha256, **_claims(features, pairs.beta), "loss": loss}
-        maps.append([measures.t_sne(h) for h in tqdm(features.values(), "t-SNE")])
+        maps.append([probes.t_sne(h) for h in tqdm(features.values(), "t-SNE")])
         samples.append(_samples(prior, options))
-    pictures = (measures.image_space(pairs, trained.schedule, t, options.seed) for t in times)
-    maps.append([measures.t_sne(x) for x in tqdm(pictures, "t-SNE of pictures", len(times))])
+    pictures = (probes.image_space(pairs, trained.schedule, t, options.seed) for t in times)
+    maps.append([probes.t_sne(x) for x in tqdm(pictures, "t-SNE of pictures", len(times))])
 
     output.mkdir(parents=True, exist_ok=True)
     write_png(output / "samples.png", _side_by_side(samples, list(found)))
@@ -111,8 +111,8 @@ def _scenes(options: flags.FlagValues) -> DataSet:
     data = open_data("rgbd", options.scenes, ids=parse_ids(options.ids), frame=options.frame)
     if limit := options.limit:
         data = replace(data, elements=data.elements[:limit], names=data.names[:limit])
-    if len(data) < measures.FOLDS:
-        raise UsageError(f"{options.scenes}: {len(data)} scenes; the probe needs {measures.FOLDS} or more")
+    if len(data) < probes.FOLDS:
+        raise UsageError(f"{options.scenes}: {len(data)} scenes; the probe needs {probes.FOLDS} or more")
     return data
 
 
@@ -122,10 +122,10 @@ def _claims(features: Mapping[int, np.ndarray], beta: np.ndarray) -> dict[str, d
         name: {} for name in ("within", "between", "ratio", "accuracy", "beta_r2")
     }
     for t, h in tqdm(features.items(), "probes"):
-        within, between = measures.distances(h)
+        within, between = probes.distances(h)
         found["within"][t], found["between"][t], found["ratio"][t] = within, between, within / between
-        found["accuracy"][t] = measures.probe_accuracy(h)
-        found["beta_r2"][t] = measures.haze_r2(h, beta)
+        found["accuracy"][t] = probes.probe_accuracy(h)
+        found["beta_r2"][t] = probes.haze_r2(h, beta)
     return found
 
 

@@ -17,7 +17,6 @@ from difflid_jax.cli import UsageError
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.extraction import Extractor
-from difflid_jax.features.h_space import pad_to_multiple
 from difflid_jax.images.files import write_png
 from difflid_jax.weights import store
 
@@ -55,11 +54,10 @@ def run(*arguments):
     return extract.extract(positional, options)
 
 
-def test_features_are_h_spaces_without_the_padding(extractor, unet, image):
+def test_features_are_h_spaces_of_the_image_at_the_nearest_size(extractor, unet, image):
     features = extractor(image)
     assert list(features) == [500, 0, 700]
-    x = pad_to_multiple(jnp.asarray(image[None] / 255, jnp.float32) * 2 - 1, 2)
-    assert x.shape[1:3] == (8, 10)
+    x = jax.image.resize(jnp.asarray(image[None] / 255, jnp.float32) * 2 - 1, (1, 8, 10, 3), "linear")
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(3), 0), x.shape[1:])
     alphas = Schedule.named("linear").alphas_cumprod[[500, 700]]
     noisy = [np.sqrt(alpha) * x + np.sqrt(1 - alpha) * noise for alpha in alphas]
@@ -121,7 +119,7 @@ def test_the_program_writes_what_it_could_read_and_names_the_rest(weights, image
         assert sorted(file.files) == ["a.png/t0", "about", "deep/a.png/t0"]
         expected = Extractor(weights, times=[0], layer="encoder:1")(image)[0]
         np.testing.assert_array_equal(file["a.png/t0"], expected)
-        assert file["a.png/t0"].shape == (7, 10, 32)
+        assert file["a.png/t0"].shape == (8, 10, 32)
         about = json.loads(str(file["about"]))
     assert about["weights_sha256"] == store.read(weights, "unet").sha256
     assert about["times"] == [0] and about["layer"] == "encoder:1" and about["noise_seed"] == 0

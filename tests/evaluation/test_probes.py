@@ -13,7 +13,7 @@ from PIL import Image
 
 from difflid_jax.data.sources import open_data
 from difflid_jax.diffusion.unet import UNet, UNetSpec
-from difflid_jax.evaluation import prior as measures
+from difflid_jax.evaluation import probes
 from difflid_jax.features.h_space import HSpaceSpec, h_space
 from difflid_jax.features.prior import load_prior
 from difflid_jax.images.files import read_image
@@ -55,7 +55,7 @@ def features():
 
 
 def test_pairs_are_whole_scenes_with_haze_of_the_beta_that_is_told(scenes):
-    hazy, clean, beta = measures.make_pairs(open_data("rgbd", scenes, frame="whole"), 8, seed=3)
+    hazy, clean, beta = probes.make_pairs(open_data("rgbd", scenes, frame="whole"), 8, seed=3)
     assert hazy.shape == clean.shape == (6, 8, 8, 3) and len(set(beta)) == 6
     assert clean[:, :, :3].max() < -0.94 and clean[:, :, 5:].min() > 0.94
     # I = J·t + A(1 − t): contrast shrinks by t = exp(−β), as all lies at the greatest depth.
@@ -67,7 +67,7 @@ def test_h_spaces_are_those_of_the_pictures_each_with_its_own_noise(weights):
     """Nine scenes are more than a batch, three timesteps more than a pass."""
     prior = load_prior(weights)
     clean = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
-    found = measures.h_spaces(prior, measures.Pairs(clean, clean, np.ones(9)), (0, 500, 999), seed=5)
+    found = probes.h_spaces(prior, probes.Pairs(clean, clean, np.ones(9)), (0, 500, 999), seed=5)
     assert list(found) == [0, 500, 999] and all(h.shape == (2, 9, 32) for h in found.values())
     h, _ = h_space(prior.unet, prior.schedule, clean, jax.random.key(0), HSpaceSpec())
     np.testing.assert_allclose(found[0], np.stack([h.mean((1, 2))] * 2), rtol=1e-4, atol=1e-5)
@@ -77,34 +77,34 @@ def test_h_spaces_are_those_of_the_pictures_each_with_its_own_noise(weights):
 
 
 def test_distances_tell_pairs_from_strangers_whatever_the_unit_of_a_channel(features):
-    within, between = measures.distances(features)
+    within, between = probes.distances(features)
     assert within == 0 and between > 1
     strangers = np.stack([features[0], features[1][::-1]])
-    within, between = measures.distances(strangers)
+    within, between = probes.distances(strangers)
     assert 0.8 < within / between < 1.2
     strangers[..., 0] *= 1000
-    np.testing.assert_allclose(measures.distances(strangers), (within, between), rtol=1e-4)
+    np.testing.assert_allclose(probes.distances(strangers), (within, between), rtol=1e-4)
     with pytest.raises(ValueError, match="all scenes are equal"):
-        measures.distances(np.zeros_like(features))
+        probes.distances(np.zeros_like(features))
 
 
 def test_the_probe_finds_haze_and_nothing_in_the_scenes_alone(features):
     # A probe that is shown one partner cannot know the other, since both lie in one fold.
-    assert measures.probe_accuracy(features) == pytest.approx(0.5)
+    assert probes.probe_accuracy(features) == pytest.approx(0.5)
     hazy = features + np.array([[[6.0]], [[0.0]]], np.float32) * np.eye(6, dtype=np.float32)[0]
-    assert measures.probe_accuracy(hazy) > 0.95
+    assert probes.probe_accuracy(hazy) > 0.95
     for count in (5, 23):
-        folds = measures._folds(count)
+        folds = probes._folds(count)
         assert (np.diff(folds) >= 0).all() and np.ptp(np.bincount(folds, minlength=5)) <= 1
     with pytest.raises(ValueError, match="at least 5 scenes"):
-        measures.probe_accuracy(features[:, :4])
+        probes.probe_accuracy(features[:, :4])
 
 
 def test_beta_is_read_where_it_is_and_not_elsewhere(features):
     beta = np.random.default_rng(1).uniform(0.6, 1.8, 40)
-    assert measures.haze_r2(features, beta) < 0.2
+    assert probes.haze_r2(features, beta) < 0.2
     features[0, :, 2] = 3 * beta - 1
-    assert measures.haze_r2(features, beta) > 0.95
+    assert probes.haze_r2(features, beta) > 0.95
 
 
 def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp_path):
@@ -154,8 +154,8 @@ def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp
 def test_the_shipped_prior_knows_scenes_and_sees_haze(shared):
     """On 20 validation scenes: partners are nearer than strangers at t = 0, haze shows at t = 500."""
     data = open_data("rgbd", shared / "data" / "nyu_v2_labelled_train.tar", ids=(1300, 1319))
-    pairs = measures.make_pairs(data, 64, seed=0)
-    h = measures.h_spaces(load_prior("photos64"), pairs, (0, 500), seed=0)
-    within, between = measures.distances(h[0])
+    pairs = probes.make_pairs(data, 64, seed=0)
+    h = probes.h_spaces(load_prior("photos64"), pairs, (0, 500), seed=0)
+    within, between = probes.distances(h[0])
     assert within < between
-    assert measures.probe_accuracy(h[500]) > 0.6
+    assert probes.probe_accuracy(h[500]) > 0.6
