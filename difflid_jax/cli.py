@@ -91,15 +91,20 @@ def expand_home(path: str) -> str:
 
 
 def find_config(path: str) -> str:
-    """`path`, or the file of the packaged config that it names: `sots`, `configs/sots.py`, `table2:…`."""
+    """`path`, or the file of the packaged config that it names: `sots`, `configs/sots.py`, `table2:…`.
+
+    Raises ValueError that lists the configs for a name that is neither a file nor one of them.
+    """
     name, colon, argument = path.partition(":")
     name = expand_home(name)
     if not os.path.isfile(name) and os.path.dirname(name) in ("", "configs"):
         stem = os.path.basename(name).removesuffix(".py")
         package = Path(__file__).parent
-        for folder in (package / "configs", package.parent / "configs"):  # installed; in a checkout
-            if (folder / f"{stem}.py").is_file():
-                return f"{folder / stem}.py{colon}{argument}"
+        installed, checkout = package / "configs", package.parent / "configs"
+        known = {file.stem: file for folder in (checkout, installed) for file in folder.glob("[!_]*.py")}
+        if stem in known:
+            return f"{known[stem]}{colon}{argument}"
+        raise ValueError(f"--config: expected a file or one of {', '.join(sorted(known))}, found {name!r}")
     return f"{name}{colon}{argument}"
 
 

@@ -2,33 +2,144 @@
 
 Batches are split over `data`; the training state is whole on every device; the frozen feature network is
 whole too or, to save memory, split over `data` and gathered layer by layer by the compiler (FSDP). Nothing
-else in the training rooms knows how many devices or processes there are.
+else in the training rooms depends on the number of devices or processes.
+
+Several processes live and die together: `processes` joins them and ends all if one fails. What they tell each
+other without a collective goes through the key-value store of JAX's coordination service.
 """
 
+import contextlib
+import json
 import os
-from collections.abc import Sequence
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state  # JAX has no public access to its key-value store
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from difflid_jax.cli import UsageError, one_line
 
 _SCHEDULERS = {
     "SLURM_STEP_NUM_TASKS": "SLURM_JOB_ID",
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
     "JAX_NUM_PROCESSES": "JAX_COORDINATOR_ADDRESS",
 }
+_FAILURE = "difflid/failure"
+_POLL = 1.0  # seconds between two looks at whether another process has failed
+_GRACE = 4.0  # seconds that the process with the coordination service stays, so that the others can look
+_SILENCE = 60  # seconds without a sign of life after which a process counts as lost (JAX: 100)
+_PATIENCE = 6 * 3600  # seconds that a process may need longer than another to open its data
+
+_ending = threading.Lock()  # held by the thread that ends this process
+
+
+@contextlib.contextmanager
+def processes(program: str, multihost: bool) -> Iterator[None]:
+    """Make this process one of several, if it was launched so, and end all of them if one fails.
+
+    An error in the body, or in the body of another process, is printed as one line (a defect as a traceback)
+    and ends the process at once: at a normal exit each would wait for the others. See `join_processes`.
+    """
+    join_processes(multihost)
+    if jax.process_count() == 1:
+        yield
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(program, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        end_all(program, error)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def end_all(program: str, error: BaseException) -> None:
+    """If this is one of several processes, end all of them because of `error`; else return."""
+    if jax.process_count() == 1:
+        return
+    is_input = isinstance(error, (UsageError, ValueError, OSError, KeyboardInterrupt))
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        time.sleep(2 * _POLL)  # a broken connection is the consequence of a failure that is told by now
+    line = one_line(error) if is_input else f"{type(error).__name__}: {one_line(error)}"
+    status = 130 if isinstance(error, KeyboardInterrupt) else 2 if is_input else 1
+    _end(program, line, status, None if is_input else error)
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Raise ValueError in every process that names the `facts` (JSON values) in which processes differ.
+
+    All processes must call it, once.
+    """
+    if jax.process_count() == 1:
+        return
+    store, number = global_state.client, jax.process_index()
+    store.key_value_set(f"difflid/facts/{number}", json.dumps(dict(facts)))
+    every = [
+        json.loads(store.blocking_key_value_get(f"difflid/facts/{i}", 1000 * _PATIENCE))
+        for i in range(jax.process_count())
+    ]
+    differing = []
+    for name in {**every[0], **facts}:
+        values = [facts.get(name) for facts in every]
+        other = next((i for i, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            differing.append(f"{name} is {values[0]!r} in process 0, {values[other]!r} in process {other}")
+    if differing:
+        raise ValueError(f"the processes of this run disagree: {'; '.join(differing)}")
+
+
+def _watch(program: str, done: threading.Event) -> None:
+    """End this process when another one has failed."""
+    while not done.wait(_POLL):
+        if (failure := _failure()) is not None:
+            _end(program, failure, 2, None)
+
+
+def _failure() -> str | None:
+    """What another process has failed with; None if none has."""
+    try:
+        return global_state.client.key_value_try_get(_FAILURE)
+    except Exception:  # no such key, or the coordination service is gone
+        return None
+
+
+def _end(program: str, line: str, status: int, defect: BaseException | None) -> None:
+    """Tell the others, print one line, and end this process without waiting for anything."""
+    if not _ending.acquire(blocking=False):
+        time.sleep(3600)  # the other thread ends the process
+    told = _failure()
+    if told is None:
+        with contextlib.suppress(Exception):
+            number = jax.process_index()
+            global_state.client.key_value_set(_FAILURE, f"process {number} failed: {line}")
+        if defect is not None:
+            traceback.print_exception(defect)
+    print(f"{program}: {told or line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(_GRACE)
+    os._exit(status)
 
 
 def join_processes(multihost: bool) -> None:
-    """Make this process one of many, if it was launched so. Call before anything else touches JAX.
+    """Make this process one of several, if it was launched so. Call before anything else uses JAX.
 
-    Many processes are recognised by SLURM's or Open MPI's variables with more than one task, or by
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set by hand; `multihost` asks for them
-    whatever the environment says (a TPU pod or Kubernetes job is then found by JAX itself).
+    Several processes are recognised by SLURM's or Open MPI's variables with more than one task, or by
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; `multihost` asks for them regardless of the
+    environment (JAX itself then finds a TPU pod or Kubernetes job).
 
-    Raises ValueError where `multihost` is asked for and no coordinator can be found.
+    Raises ValueError if the other processes cannot be found.
     """
     environment = os.environ
     many = any(
@@ -47,11 +158,11 @@ def join_processes(multihost: bool) -> None:
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     one = visible.isdecimal() or (visible.startswith(("GPU-", "MIG-")) and "," not in visible)
     if one and "JAX_LOCAL_DEVICE_IDS" not in environment:
-        # The scheduler shows each process one GPU only (--gpus-per-task=1): it is the first that CUDA counts.
-        # JAX would ask for as many as there are processes on the host.
+        # With --gpus-per-task=1 each process sees one GPU, number 0 for CUDA. JAX would ask for as many as
+        # there are processes on the host.
         given["local_device_ids"] = [0]
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE, **given)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"--multihost: the other processes cannot be found ({error}); launch under SLURM, Open MPI or "
@@ -66,7 +177,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raise ValueError where a batch cannot be split evenly over the devices."""
+    """Raise ValueError for a batch that cannot be split evenly over the devices."""
     if batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
         nearest = f"{below} or {below + mesh.size}" if below else f"{mesh.size}"
@@ -87,12 +198,12 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Arrays that every process holds alike → the same on every device."""
+    """Arrays that are equal in every process → the same on every device."""
     return jax.tree.map(lambda array: _put(array, replicated(mesh)), tree)
 
 
 def frozen_sharding(mesh: Mesh, array: Any, *, fsdp: bool) -> NamedSharding:
-    """Where an array of the frozen network lies: on all devices, or split along its longest divisible axis."""
+    """Of an array of the frozen network: on every device, or split along its longest divisible axis."""
     axes = [axis for axis, length in enumerate(array.shape) if length and length % mesh.size == 0]
     if not fsdp or not axes:
         return replicated(mesh)
@@ -106,7 +217,7 @@ def place_frozen(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
-    """Inside a compiled function: a frozen network that may lie split, whole on every device."""
+    """Inside a compiled function: a frozen network that may be split, whole on every device."""
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
@@ -118,7 +229,7 @@ def on_one_device(mesh: Mesh, tree: Any) -> Any:
 
 
 def greatest(mesh: Mesh, mine: int) -> jax.Array | int:
-    """The greatest of the numbers that the processes give: to be read late, so that asking stops nobody."""
+    """The greatest of the processes' numbers; read it late, because reading waits for the other processes."""
     if jax.process_count() == 1:
         return mine
     numbers = np.full((jax.local_device_count(),), mine, np.int32)
@@ -126,7 +237,7 @@ def greatest(mesh: Mesh, mine: int) -> jax.Array | int:
 
 
 def wait_for_all(name: str) -> None:
-    """Return once every process has come here."""
+    """Return once every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 

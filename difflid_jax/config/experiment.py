@@ -250,6 +250,8 @@ def _run_fields(config: ConfigDict, reference: ConfigDict) -> dict:
     return {
         "fields": fields,
         "fingerprint": identity.fingerprint(fields),
+        "ending": identity.ending(fields),
+        "shared_fields": identity.shared(fields),
         "differences": lambda text: identity.differences(fields, identity.read_json(text), defaults),
         "seed": config.seed,
         "init": config.init,

@@ -38,6 +38,11 @@ FREE_FIELDS = (
     "evaluation.batch_size",
 )
 
+# With the fingerprint, these decide what a finished run has done.
+_ENDING = ("training.minutes", "data.test", "data.test_ids", "data.test_dataset", "data.test_source")
+# Paths and settings that may differ between the processes of a run, because they depend on the machine.
+_OF_A_MACHINE = ("prior", "init", "data.train", "data.validation", "data.test", "data.workers", "data.cache")
+
 
 def fingerprint(fields: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that name the experiment: equal fingerprints train equal weights."""
@@ -58,6 +63,18 @@ def differences(
         for name in sorted({*new, *old})
         if new.get(name, missing) != old.get(name, missing)
     ]
+
+
+def ending(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished run was asked for; a launch that asks for the same has nothing left to do."""
+    flat = _flat(json.loads(to_json(fields)))
+    return {"fingerprint": fingerprint(fields)} | {name: flat[name] for name in _ENDING if name in flat}
+
+
+def shared(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """'config.FIELD' → value, of the fields that all processes of a run must agree on."""
+    flat = _flat(json.loads(to_json(fields)))
+    return {f"config.{name}": value for name, value in flat.items() if name not in _OF_A_MACHINE}
 
 
 def to_json(fields: Mapping[str, Any], indent: int | None = None) -> str:

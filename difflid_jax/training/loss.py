@@ -1,4 +1,4 @@
-"""What the restorer is trained on: Eq. 9, L = ‖y_r − y‖₁, over the network alone."""
+"""The losses: Eq. 9 of the restorer, L = ‖y_r − y‖₁, and Eq. 4 of a diffusion prior."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from difflid_jax.data.pipeline import signed
+from difflid_jax.diffusion.objective import hybrid_loss
+from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.training.step import Loss
 
 
 def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
-    """Eq. 9 for pairs of pictures.
+    """Eq. 9 for a batch {'hazy', 'clean'}, both uint8 (B,H,W,3).
 
-    `network` is the graph of the restorer, whose parameters the loss is given; `features(frozen, x, key)`
-    gives (h_content, h_haze) of hazy pictures x (B,H,W,3) float32 in [-1,1]. A batch has 'hazy' and 'clean',
-    both uint8 (B,H,W,3); crops with the features of whole images also have 'view', these images, and 'window'
-    (B,4), see `data.augment.Augment`.
+    `network` is the graph of the restorer, whose parameters the loss receives; `features(frozen, x, key)`
+    gives (h_content, h_haze) of hazy images x (B,H,W,3), float32 in [-1,1]. Crops with the features of whole
+    images also have 'view', these images, and 'window' (B,4), see `data.augment.Augment`.
     """
 
     def loss(params, frozen, batch, key):
@@ -26,15 +27,35 @@ def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
         window = {"window": batch["window"]} if "window" in batch else {}
         restored, _ = nnx.merge(network, params)(hazy, h_content, h_haze, **window)
         restored = restored.astype(jnp.float32)
-        # Picture by picture first: the sum is the same however the batch is split over devices.
+        # Image by image first: the sum is the same however the batch is split over devices.
         errors = jnp.mean(jnp.abs(restored - clean), axis=(1, 2, 3))
         return jnp.mean(errors), {"psnr": _psnr(restored, clean)}
 
     return loss
 
 
+def diffusion_loss(unet: nnx.GraphDef, schedule: Schedule, variance_weight: float, drops: bool) -> Loss:
+    """Eq. 4 and the learned-variance bound for a batch {'image': uint8 (B,H,W,3)}; timesteps are uniform.
+
+    `unet` is the graph of the U-Net, whose parameters the loss receives. drops: apply its dropout.
+    """
+
+    def loss(params, frozen, batch, key):
+        x0 = signed(batch["image"])
+        for_t, for_noise, for_dropout = jax.random.split(key, 3)
+        t = jax.random.randint(for_t, (len(x0),), 0, schedule.steps, jnp.int32)
+        noise = jax.random.normal(for_noise, x0.shape, jnp.float32)
+        x_t = schedule.sample_noisy(x0, t, noise)
+        output = nnx.merge(unet, params)(x_t, t, key=for_dropout if drops else None)
+        simple, bound = hybrid_loss(schedule, x0, x_t, t, noise, output)
+        total = jnp.mean(simple + variance_weight * bound)
+        return total, {"noise_loss": jnp.mean(simple), "bound": jnp.mean(bound)}
+
+    return loss
+
+
 def _psnr(restored: jax.Array, clean: jax.Array) -> jax.Array:
-    """Mean over the batch, in dB, of pictures in [-1,1] brought to [0,1] and clamped."""
+    """Mean over the batch, in dB, of images in [-1,1], mapped to [0,1] and clamped."""
     error = (jnp.clip(restored, -1, 1) - clean) / 2
     mse = jnp.mean(jnp.square(error), axis=(1, 2, 3))
     return jnp.mean(-10 * jnp.log10(jnp.maximum(mse, 1e-10)))

@@ -16,6 +16,8 @@ class RunSpec:
     fields: the whole config as plain values, for config.json and the weights' metadata.
     fingerprint: names the fields that decide the trained weights; equal fingerprints train equal weights.
     differences: the text of another run's config.json → what differs from it, one line a field.
+    ending: the fields that decide when the run is finished. shared_fields: name → value of the fields that
+    all processes of a run must agree on; the others may differ, such as paths.
     init: weights to start from, '' for random ones. cache: folder of the decoded cache, '' for
     WORKDIR/cache, 'off' for none. batch_size counts over all devices and processes. epochs counts if `steps`
     is 0. minutes: stop after so long (0: no limit). keep: number of checkpoints. fsdp: shard the frozen
@@ -26,6 +28,8 @@ class RunSpec:
     fields: Mapping[str, Any]
     fingerprint: str
     differences: Callable[[str], list[str]]
+    ending: Mapping[str, Any]
+    shared_fields: Mapping[str, Any]
     seed: int
     init: str
     crop: CropSpec

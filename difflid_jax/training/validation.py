@@ -1,4 +1,4 @@
-"""Scores of the network while it trains, on whole pictures, with a sheet of the first few."""
+"""Scores of the network during training, on whole images, with a sheet of the first few."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,11 +54,10 @@ class EvaluationSpec:
 
 
 class Scorer:
-    """Scores parameters of a network on pictures; each process restores its share on its first device.
+    """Scores parameters of a network on images; each process restores its share on its first device.
 
-    restoring: (params, frozen), both on one device, → the function of hazy float32 (H,W,3) in [0,1] that
-    restores with them. `frozen` are the parameters of the feature network as they lie on the mesh, perhaps
-    split. `batch_size` pictures of equal size are scored together.
+    restoring: (params, frozen), both on one device → the function that restores a hazy image, float32 (H,W,3)
+    in [0,1], with them. frozen: parameters of the feature network on the mesh, possibly split.
     """
 
     def __init__(
@@ -66,19 +65,20 @@ class Scorer:
         restoring: Callable[[Any, Any], Callable[[np.ndarray], np.ndarray]],
         frozen: Any,
         mesh: Mesh,
-        *,
-        protocol: str,
-        batch_size: int,
-        lpips: bool,
+        spec: EvaluationSpec,
     ):
         self._restoring, self._frozen, self._mesh = restoring, frozen, mesh
-        self._scoring = {"protocol": protocol, "batch_size": batch_size, "lpips": Lpips() if lpips else None}
+        self._scoring = {
+            "protocol": spec.protocol,
+            "batch_size": spec.batch_size,
+            "lpips": Lpips() if spec.lpips else None,
+        }
 
-    def on(self, pictures: Evaluation) -> Evaluate:
-        """The function (params, interrupted) → (mean scores, sheet), or None where it was interrupted."""
-        return lambda params, interrupted: self._score(pictures, params, interrupted)
+    def on(self, images: Evaluation) -> Evaluate:
+        """The function (params, interrupted) → (mean scores, sheet), or None if interrupted."""
+        return lambda params, interrupted: self._score(images, params, interrupted)
 
-    def _score(self, pictures: Evaluation, params: Any, interrupted: Callable[[], bool]):
+    def _score(self, images: Evaluation, params: Any, interrupted: Callable[[], bool]):
         restore_with = self._restoring(*parallel.on_one_device(self._mesh, (params, self._frozen)))
         rows: list[list[np.ndarray]] = []
 
@@ -92,7 +92,7 @@ class Scorer:
                 rows.append([hazy, restored, clean])
 
         try:
-            result = scoring.evaluate(restore, pictures, method="evaluating", watch=watch, **self._scoring)
+            result = scoring.evaluate(restore, images, method="evaluating", watch=watch, **self._scoring)
         except _Interrupted:
             return None
         sheet = contact_sheet(rows, ["hazy", "restored", "clean"]) if rows else None

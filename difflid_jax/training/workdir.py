@@ -1,33 +1,36 @@
-"""The folder of a run, and the checks that nothing will go wrong with it later.
+"""The run directory, and checks that a run in it will not fail later.
 
     config.json   metrics.jsonl   checkpoints/   checkpoints.lock   tensorboard/   sheets/   weights/   cache/
+    finished.json
 
-All checks come before the first byte is written, but for pictures that turn out to be damaged when they are
-decoded into the cache: then what was made is removed again.
+All checks come before the first byte is written, except for images that prove damaged when they are decoded
+into the cache; what was created is then removed.
 """
 
 import contextlib
+import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from difflid_jax import parallel as mesh
+from difflid_jax import parallel
 from difflid_jax.atomic import write_text
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
+WEIGHTS = "weights"
+_FINISHED = "finished.json"
 
 
 def check(workdir: Path, needed_bytes: int) -> None:
     """Refuse a workdir that cannot be written; nothing is left behind in it.
 
-    `needed_bytes` is the most that its checkpoints will take; those that are there already count.
-
-    Raises:
-        OSError: it is no folder, cannot be written, or its disk has no room left for the checkpoints.
+    `needed_bytes` is the most that its checkpoints will take, existing ones included. Raises OSError for a
+    path that is not a folder, cannot be written, or lies on a disk without room for the checkpoints.
     """
     existing = workdir
     while not existing.exists():
@@ -43,8 +46,8 @@ def check(workdir: Path, needed_bytes: int) -> None:
     missing = needed_bytes - _size(workdir / CHECKPOINTS)
     if free < missing:
         raise OSError(
-            f"--workdir: the disk of {existing} has {free / 1e9:.2f} GB left, the checkpoints of this run "
-            f"take up to {missing / 1e9:.2f} GB; make room, choose another workdir, or keep fewer "
+            f"--workdir: the disk of {existing} has {_size_text(free)} left, the checkpoints of this run "
+            f"take up to {_size_text(missing)}; make room, choose another workdir, or keep fewer "
             "(--config.training.keep)"
         )
 
@@ -70,37 +73,58 @@ def check_same_run(workdir: Path, differences: Callable[[str], list[str]]) -> No
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether there is something to resume, be it a checkpoint that was being written again."""
+    """Whether there is a run to resume, even if its only checkpoint was being replaced."""
     names = (path.name.removeprefix("replaced.") for path in (workdir / CHECKPOINTS).glob("*"))
     return any(name.isdecimal() for name in names)
 
 
 @contextlib.contextmanager
-def as_it_was(folder: Path) -> Iterator[None]:
-    """Where the body is refused (ValueError, OSError), leave `folder` and those above it as they were.
-
-    That is, remove what did not exist before; a folder that did is not touched.
-    """
-    made = folder
-    while not made.parent.exists():
-        made = made.parent
-    fresh = not made.exists()
+def restored_on_refusal(folder: Path) -> Iterator[None]:
+    """If the body raises ValueError or OSError, remove `folder` and its parents that did not exist before."""
+    created = folder
+    while not created.parent.exists():
+        created = created.parent
+    is_new = not created.exists()
     try:
         yield
     except (ValueError, OSError):
-        if fresh:
-            shutil.rmtree(made, ignore_errors=True)
+        if is_new:
+            shutil.rmtree(created, ignore_errors=True)
         raise
 
 
+def begin(workdir: Path, fields: Mapping[str, Any]) -> None:
+    """Create the run directory, write its config, and take back that it is finished."""
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / CONFIG, json.dumps(fields, sort_keys=True, indent=2) + "\n")
+        (workdir / _FINISHED).unlink(missing_ok=True)
+    parallel.wait_for_all("run directory created")
+
+
+def finish(workdir: Path, ending: Mapping[str, Any]) -> None:
+    """Note that the run has done all that was asked for: `ending`, JSON values."""
+    if jax.process_index() == 0:
+        write_text(workdir / _FINISHED, json.dumps(ending, indent=2) + "\n")
+
+
+def is_finished(workdir: Path, ending: Mapping[str, Any]) -> bool:
+    """Whether the workdir holds weights of a run that has done all that is asked for."""
+    try:
+        done = json.loads((workdir / _FINISHED).read_text())
+    except (OSError, ValueError):
+        return False
+    return done == ending and (workdir / WEIGHTS).is_dir()
+
+
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder; 0 where there is none."""
+    """Bytes of the files in a folder; 0 if it does not exist."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def create(workdir: Path, config: str) -> None:
-    """Make the folder and write the config, JSON, into it."""
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / CONFIG, config + "\n")
-    mesh.wait_for_all("workdir made")
+def _size_text(size: int) -> str:
+    """'1.50 GB', '3 kB': never a rounded zero."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size} bytes"

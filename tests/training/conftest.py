@@ -1,4 +1,4 @@
-"""A whole experiment that trains in seconds: a random prior, a small network, small pictures."""
+"""A whole experiment that trains in seconds: a random prior, a small network, small images."""
 
 import json
 import os
@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from flax import nnx
 from PIL import Image
 
+from difflid_jax import train
+from difflid_jax.config.experiment import Experiment, resolve
 from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.tasks import restorer
 from difflid_jax.weights import store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,20 +50,35 @@ def get_config():
 
 @dataclass(frozen=True)
 class Tiny:
-    """The experiment's files, and how to run the program on them."""
+    """The experiment's files, and how to run it in this process or in others."""
 
     config: Path
     prior: Path
     environment: dict[str, str]
     repository: Path = REPOSITORY
 
-    def command(self, workdir: Path, *flags: str) -> list[str]:
-        program = [sys.executable, "-m", "difflid_jax.train"]
-        return [*program, f"--config={self.config}", f"--workdir={workdir}", *flags]
+    def experiment(self, *given: str) -> Experiment:
+        """The experiment as `train` gets it from these flags."""
+        values = flags.FlagValues()
+        train.define_flags(values)
+        arguments = ["train", f"--config={self.config}", *given]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", arguments)  # where config_flags looks for the fields
+            values(arguments)
+        return resolve(values.config)
 
-    def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
+    def train(self, workdir: Path, *given: str) -> int:
+        """Run in this process; the exit status."""
+        return restorer.train(self.experiment(*given), workdir)
+
+    def command(self, workdir: Path, *given: str) -> list[str]:
+        program = [sys.executable, "-m", "difflid_jax.train"]
+        return [*program, f"--config={self.config}", f"--workdir={workdir}", *given]
+
+    def start(self, workdir: Path, *given: str, **environment: str) -> subprocess.Popen:
+        """Run as a program of its own."""
         return subprocess.Popen(
-            self.command(workdir, *flags),
+            self.command(workdir, *given),
             env=self.environment | environment,
             cwd=self.repository,
             stdout=subprocess.PIPE,
@@ -67,26 +86,18 @@ class Tiny:
             text=True,
         )
 
-    def run(self, workdir: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
-        process = self.start(workdir, *flags, **environment)
-        try:
-            out, err = process.communicate(timeout=900)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
     @staticmethod
     def trained(workdir: Path) -> dict[str, np.ndarray]:
         return store.read(workdir / "weights", "restorer").tensors
 
     @staticmethod
     def lines(workdir: Path, kind: str) -> list[dict]:
-        said = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        return [line for line in said if line["kind"] == kind]
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if line["kind"] == kind]
 
 
 def draw_pairs(folder: Path, count: int, seed: int) -> None:
-    """`count` pairs of smooth pictures, 24×28, the hazy one paler."""
+    """`count` pairs of smooth images, 24×28, the hazy one paler."""
     generator = np.random.default_rng(seed)
     for role in ("hazy", "clean"):
         (folder / role).mkdir(parents=True)
@@ -121,8 +132,7 @@ def tiny(drawn, tmp_path_factory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny, tmp_path_factory) -> Path:
-    """The workdir of a run that nothing happened to."""
+    """The workdir of a run that was not interrupted."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = tiny.run(workdir)
-    assert result.returncode == 0, result.stderr
+    assert tiny.train(workdir) == 0
     return workdir

