@@ -10,6 +10,9 @@ from ml_collections import config_flags
 from difflid_jax.cli import UsageError, define_path, refuse_arguments, use_compilation_cache
 from difflid_jax.config.files import run_name
 
+# The flags belong to the program that calls, and are listed in its --help.
+flags.disclaim_key_flags()
+
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define --config, --workdir and --multihost."""

@@ -37,10 +37,11 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
     features = inputs.open_features(experiment)
     spec = experiment.network_on(features.channels)
     images = inputs.open_images(experiment.train)
-    scored = {
-        source.role: inputs.open_evaluation(experiment, source)
+    opened = (
+        (source.role, inputs.open_evaluation(experiment, source))
         for source in (experiment.validation, experiment.test)
-    }
+    )
+    scored = {role: evaluation for role, evaluation in opened if evaluation is not None}
     graph, params = first_network(spec, experiment, resuming)
     frozen = parallel.place_frozen(mesh, features.frozen, fsdp=experiment.fsdp)
 
@@ -48,12 +49,15 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
         return features.apply(parallel.gathered(mesh, frozen), x, key)
 
     restoring = _restoring(experiment, graph, params, features)
-    scorer = Scorer(restoring, frozen, mesh, experiment.evaluation) if any(scored.values()) else None
+    evaluate = {}
+    if scored:
+        scorer = Scorer(restoring, frozen, mesh, experiment.evaluation)
+        evaluate = {role: scorer.on(evaluation) for role, evaluation in scored.items()}
     return Task(
         params=params,
         loss=restoration_loss(graph, apply),
         arrays=_arrays(experiment.crop),
-        data={"train": images} | {r: s.data for r, s in scored.items() if s},
+        data={"train": images} | {role: evaluation.data for role, evaluation in scored.items()},
         open_cached=lambda cache: inputs.open_images(experiment.train, cache),
         multiple=math.lcm(features.multiple, spec.stride),
         metric=experiment.evaluation.best,
@@ -62,8 +66,8 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
         frozen=frozen,
         inputs={"prior_sha256": features.sha256},
         init=store.read(experiment.init, "restorer").sha256 if experiment.init and not resuming else "",
-        evaluate=scored["validation"] and scorer.on(scored["validation"]),
-        test=scored["test"] and scorer.on(scored["test"]),
+        evaluate=evaluate.get("validation"),
+        test=evaluate.get("test"),
         summary=_summary(experiment, images, features, params),
     )
 

@@ -1,12 +1,12 @@
-"""Checkpoints of a run through Orbax, written in the background and proven before they are trusted.
+"""Checkpoints of a run through Orbax, written in the background and verified before they are used.
 
 A checkpoint holds the training state, the state of the data iterator and `meta` (what the run is, its best
 score so far). Orbax writes it under a temporary name and renames it when it is complete, so a run that is
-killed at any moment leaves only whole ones. Before the renaming, the length and CRC-32 of every file are
-written down in `seal.json`: a file that is lost, cut or changed later is found out, and the checkpoint
-before is taken.
+killed at any moment leaves complete ones only. Before the renaming, the length and CRC-32 of every file are
+written to `seal.json`: a file that is lost, truncated or changed later is detected, and the previous
+checkpoint is used.
 
-The latest `keep` checkpoints stay, and the one with the best validation score.
+The latest `keep` checkpoints are kept, and the one with the best validation score.
 """
 
 import contextlib
@@ -15,12 +15,17 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
+import threading
+import traceback
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -45,15 +50,17 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints in one folder. `metric` names the score that is best when `highest` (or lowest).
+    """The checkpoints in one folder. `metric` names the score that is best if `highest` (or lowest).
 
-    All processes of a run make the same calls in the same order; the folder is one that all of them see.
-    Raises BlockingIOError where another run has it.
+    All processes of a run make the same calls in the same order, on a folder that all of them see.
+    Raises BlockingIOError if another run uses it.
     """
 
     def __init__(self, folder: Path, *, keep: int, metric: str = "psnr", highest: bool = True):
         self.folder = Path(folder).absolute()
         self._lock = None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet_orbax())
         if jax.process_index() == 0:
             self._lock = _claim(self.folder)
             # Orbax would remove these in the background, while the next one is being written.
@@ -61,7 +68,7 @@ class Checkpoints:
                 shutil.rmtree(unfinished)
             _put_back(self.folder)
             set_damaged_aside(self.folder)
-        parallel.wait_for_all("checkpoints proven")
+        parallel.wait_for_all("checkpoints verified")
         self._metric = metric
         sign = 1 if highest else -1
 
@@ -81,7 +88,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=goodness,
-                # A folder that cannot be made is an error at once, and not after minutes of waiting.
+                # A folder that cannot be created is an error at once, not after minutes of waiting.
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._seal, create_directories_asynchronously=False
                 ),
@@ -91,20 +98,20 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, data: Any, meta: dict[str, Any], scores: dict[str, float] | None = None
     ) -> None:
-        """Write a checkpoint in the background, once the one before is on disk.
+        """Write a checkpoint in the background, once the previous one is on disk.
 
-        `data` and `meta` are JSON. Raises OSError where this one or the one before cannot be written.
+        `data` and `meta` are JSON values. Raises OSError if this one or the previous one cannot be written.
         """
         self.wait()
         if step in self._manager.all_steps():
-            # Not deleted yet: until the new one is complete it may be the only one.
+            # Not deleted yet: it may be the only one until the new one is complete.
             if jax.process_index() == 0:
                 (self.folder / str(step)).rename(self.folder / f"{_REPLACED}{step}")
             parallel.wait_for_all("checkpoint set aside")
             self._manager.reload()
         if scores is not None and self._metric not in scores:
             scores = None
-        # A copy, because the next step is given the buffers of `state` to write its own into.
+        # A copy, because the next step writes into the buffers of `state`.
         leaves = _by_name(_copy(state))
         try:
             self._manager.save(
@@ -120,7 +127,7 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Return when all is on disk. Raises OSError where something could not be written."""
+        """Return when everything is on disk. Raises OSError if something cannot be written."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -130,33 +137,36 @@ class Checkpoints:
             _put_back(self.folder)
 
     def close(self) -> None:
-        self._manager.close()
+        # An error was raised by the save or the wait before.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._quiet.close()
         if self._lock is not None:
             _lock_of(self.folder).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
     def latest(self) -> Path | None:
-        """The folder of the latest checkpoint; None where there is none."""
+        """The folder of the latest checkpoint; None if there is none."""
         step = self._manager.latest_step()
         return None if step is None else self.folder / str(step)
 
     def best(self) -> int | None:
-        """The step with the best score; None where none was scored."""
+        """The step with the best score; None if none was scored."""
         self.wait()
         step = self._manager.best_step()
         return step if step is not None and self._manager.metrics(step) is not None else None
 
     def restore_latest(self, like: Any) -> Restored | None:
-        """The latest checkpoint; None where there is none. `like` as for `restore`."""
+        """The latest checkpoint; None if there is none. `like` as for `restore`."""
         step = self._manager.latest_step()
         return None if step is None else self.restore(step, like)
 
     def restore(self, step: int, like: Any) -> Restored:
         """The checkpoint of one step.
 
-        `like` is a state of the same structure, on the devices and with the shardings that are wanted now.
-        Raises ValueError where the checkpoint holds another structure.
+        `like` is a state of the same structure, with the shardings to restore to. Raises ValueError if the
+        checkpoint has another structure.
         """
         wanted = _by_name(like)
         abstract = jax.tree.map(
@@ -174,21 +184,23 @@ class Checkpoints:
         return Restored(step, state, found.data, found.meta)
 
     def latest_meta(self) -> dict[str, Any] | None:
-        """`meta` of the latest checkpoint, read without its state; None where there is none."""
+        """`meta` of the latest checkpoint, read without its state; None if there is none."""
         step = self._manager.latest_step()
         if step is None:
             return None
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
     def _not_written(self, error: Exception) -> OSError:
-        complete = sorted((p.name for p in self.folder.glob("*") if p.name.isdecimal()), key=int)
+        complete = max((int(p.name) for p in self.folder.glob("*") if p.name.isdecimal()), default=None)
+        remedy = "start again" if complete is None else f"the same command resumes from step {complete}"
+        code = _error_number(error)
+        reason = os.strerror(code) if code else " ".join(str(error).split())
         return OSError(
-            f"{self.folder}: a checkpoint could not be written ({error}); "
-            f"complete ones: {', '.join(complete) or 'none'}"
+            code, f"a checkpoint cannot be written ({reason}); make room, then {remedy}", str(self.folder)
         )
 
     def _seal(self) -> None:
-        """Write down length and checksum of the files of the checkpoint that is about to be renamed."""
+        """Write length and checksum of the files of the checkpoint that is about to be renamed."""
         (folder,) = self.folder.glob(f"*{_UNFINISHED}*")
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != _STAMPED]
         marks = {str(path.relative_to(folder)): _mark(path) for path in files}
@@ -198,11 +210,44 @@ class Checkpoints:
             os.fsync(file.fileno())
 
 
-def _claim(folder: Path) -> int:
-    """The descriptor of a file beside `folder` whose lock no other process can take while this one lives.
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keep Orbax and its threads from printing the errors that it also raises where they are handled."""
 
-    A POSIX lock: it ends with the process, however that ends, and its children do not inherit it. Where the
-    file system has none, nothing is guarded.
+    def is_elsewhere(record) -> bool:
+        return "orbax" not in record.pathname
+
+    def hook(given) -> None:
+        modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(given.exc_traceback))
+        if not any(module.startswith("orbax") for module in modules):
+            before(given)
+
+    logger, before = absl.logging.get_absl_logger(), threading.excepthook
+    logger.addFilter(is_elsewhere)
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_elsewhere)
+        threading.excepthook = before
+
+
+def _error_number(error: BaseException | None) -> int:
+    """The operating system's error behind an error of Orbax or TensorStore; 0 if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def _claim(folder: Path) -> int:
+    """The descriptor of a lock file next to `folder`, which no other process can lock while this one lives.
+
+    A POSIX lock: it ends with the process, however that ends, and its children do not inherit it. A file
+    system without locks guards nothing.
     """
     path = _lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,9 +258,9 @@ def _claim(folder: Path) -> int:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 os.close(file)
-                said = "another process is training in this folder; wait for it, or name another workdir"
-                raise BlockingIOError(error.errno, said, str(folder.parent)) from error
-        # Unless the one who had it removed it in between.
+                reason = "another process is training in this folder; wait for it, or use another workdir"
+                raise BlockingIOError(error.errno, reason, str(folder.parent)) from error
+        # Unless its previous owner removed it in between.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), path.stat()):
                 return file
@@ -227,7 +272,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _put_back(folder: Path) -> None:
-    """A checkpoint that is written again counts until its successor is complete, and is then removed."""
+    """Restore a checkpoint that was being written again, or remove it if its successor is complete."""
     for replaced in folder.glob(f"{_REPLACED}*"):
         place = folder / replaced.name.removeprefix(_REPLACED)
         if place.exists():
@@ -237,22 +282,22 @@ def _put_back(folder: Path) -> None:
 
 
 def set_damaged_aside(folder: Path) -> None:
-    """Move damaged checkpoints from `folder` to `damaged/` beside it, each with a warning.
+    """Move damaged checkpoints of `folder` to `damaged/` next to it, each with a warning.
 
-    Raises ValueError where no checkpoint is left.
+    Raises ValueError if no checkpoint is left.
     """
     sealed = [path for path in folder.glob("*") if path.name.isdecimal()]
     reasons = {path: reason for path in sealed if (reason := _damage(path))}
     if reasons and len(reasons) == len(sealed):
-        said = "; ".join(f"{path.name}: {reason}" for path, reason in reasons.items())
-        raise ValueError(f"{folder}: every checkpoint is damaged ({said}); start again in another workdir")
+        listed = "; ".join(f"{path.name}: {reason}" for path, reason in reasons.items())
+        raise ValueError(f"{folder}: every checkpoint is damaged ({listed}); start again in another workdir")
     aside = folder.parent / "damaged"
     for path, reason in reasons.items():
         aside.mkdir(exist_ok=True)
         number = sum(1 for other in aside.glob(f"{path.name}.*"))
         path.rename(aside / f"{path.name}.{number}")
         warnings.warn(
-            f"checkpoint {path} is damaged: {reason}; moved to {aside}, using the one before", stacklevel=2
+            f"checkpoint {path} is damaged: {reason}; moved to {aside}, using the previous one", stacklevel=2
         )
 
 
@@ -267,7 +312,7 @@ def _damage(folder: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if _mark(path) != mark:
-            return f"{name} is not what was written"
+            return f"{name} differs from what was written"
     return None
 
 

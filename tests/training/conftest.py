@@ -38,10 +38,10 @@ def get_config():
     config.data.train, config.data.validation = "{train}", "{validation}"
     config.data.crop, config.data.batch_size = 16, 8
     config.network.preset, config.network.widths, config.network.heads = "", (8, 16), 2
-    config.training.steps, config.training.log_every = 20, 1
+    config.training.steps, config.training.log_every = 12, 1
     # At every step, so that a process is seldom killed outside of writing one.
     config.training.checkpoint_every = 1
-    config.training.evaluate_every = 10
+    config.training.evaluate_every = 6
     config.training.tensorboard = False
     config.evaluation.lpips = False
     return config
