@@ -9,25 +9,25 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from difflid_jax import pretrain
 from difflid_jax.config import experiment, schema
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet
 from difflid_jax.features.prior import load_prior
-from difflid_jax.training.loop import Interruption
+from difflid_jax.tasks import prior
+from difflid_jax.training.loss import diffusion_loss
 
 
 @pytest.fixture
 def config(tmp_path):
-    """Two steps of a tiny U-Net on six small pictures."""
+    """Two steps of a tiny U-Net on six small images."""
     rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(6):
         Image.fromarray(rng.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(
-            tmp_path / "pictures" / f"{i}.png"
+            tmp_path / "images" / f"{i}.png"
         )
     config = schema.default_prior()
-    config.data.train = config.data.validation = str(tmp_path / "pictures")
+    config.data.train = config.data.validation = str(tmp_path / "images")
     config.data.crop, config.data.batch_size = 16, 2
     config.unet.channel_mult, config.unet.attention_resolutions = (1, 2), (2,)
     config.training.steps = config.training.checkpoint_every = 2
@@ -36,10 +36,10 @@ def config(tmp_path):
     return config
 
 
-def test_a_run_ends_in_weights_samples_and_losses_and_can_be_gone_on_with(config, tmp_path):
+def test_a_run_ends_in_weights_samples_and_losses_and_can_be_resumed(config, tmp_path):
     run = experiment.resolve_prior(config)
     workdir = tmp_path / "run"
-    assert pretrain.pretrain(run, workdir, Interruption()) == 0
+    assert prior.train(run, workdir) == 0
     unet, _, _ = load_prior(workdir / "weights", part="all")
     assert unet.spec == run.unet
     assert (workdir / "sheets" / "step_000002.png").exists()
@@ -50,24 +50,24 @@ def test_a_run_ends_in_weights_samples_and_losses_and_can_be_gone_on_with(config
     assert validation["loss"] == pytest.approx(1, abs=0.2) and "loss_t050" in validation
 
     before = load_prior(workdir / "weights").sha256
-    assert pretrain.pretrain(run, workdir, Interruption()) == 0  # nothing left to do
+    assert prior.train(run, workdir) == 0  # finished: nothing is changed
     assert load_prior(workdir / "weights").sha256 == before
 
     config.init = str(workdir / "weights")
     run = experiment.resolve_prior(config)
-    graph, params = pretrain._start(run.unet, run)
+    graph, params = prior.first_unet(run)
     found = nnx.merge(graph, params).time_embed[0].kernel
     np.testing.assert_array_equal(found, unet.time_embed[0].kernel)
 
     config.unet.channel_mult = (1, 3)
     run = experiment.resolve_prior(config)
     with pytest.raises(ValueError, match=r"config\.init"):
-        pretrain._start(run.unet, run)
+        prior.first_unet(run)
 
 
 def test_the_loss_of_a_new_u_net_is_the_noise_itself(config):
     graph, params = nnx.split(UNet(experiment.resolve_prior(config).unet, rngs=nnx.Rngs(0)))
-    loss = pretrain.diffusion_loss(graph, Schedule.named(), 0.0, drops=False)
+    loss = diffusion_loss(graph, Schedule.named(), 0.0, drops=False)
     batch = {"image": jnp.zeros((4, 16, 16, 3), jnp.uint8)}
-    total, said = loss(params, None, batch, jax.random.key(0))
-    assert float(total) == pytest.approx(1, abs=0.1) == float(said["noise_loss"])
+    total, metrics = loss(params, None, batch, jax.random.key(0))
+    assert float(total) == pytest.approx(1, abs=0.1) == float(metrics["noise_loss"])

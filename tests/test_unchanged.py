@@ -14,11 +14,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from difflid_jax import load_restorer, train
+from difflid_jax import load_restorer
 from difflid_jax.config import experiment, schema
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.extraction import Extractor
 from difflid_jax.restoration import tiles
+from difflid_jax.tasks import restorer
 from difflid_jax.weights import store
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,10 +73,10 @@ def trained(folder: Path, *, interrupted: bool) -> dict[str, np.ndarray]:
     config.training.checkpoint_every, config.training.tensorboard = 4, False
     if interrupted:
         config.training.minutes = 1e-9  # stops after its first steps
-        assert train.train(experiment.resolve(config), folder / "run") == 0
+        assert restorer.train(experiment.resolve(config), folder / "run") == 0
         assert len(_losses(folder / "run")) < STEPS
         config.training.minutes = 0.0
-    assert train.train(experiment.resolve(config), folder / "run") == 0
+    assert restorer.train(experiment.resolve(config), folder / "run") == 0
     parameters = store.read(folder / "run" / "weights", "restorer").tensors
     return {"losses": np.array(_losses(folder / "run"))} | {f"p_{k}": v for k, v in parameters.items()}
 
