@@ -1,7 +1,7 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard, picture sheets, a progress bar.
+"""The log of a run: metrics.jsonl, TensorBoard, contact sheets, a progress bar.
 
-A resumed run goes on in the same files as if it had never stopped: what was written after the checkpoint
-it resumes from is taken back first.
+A resumed run continues the same files as if it had not been interrupted: what was written after the
+checkpoint it resumes from is removed first.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """The log of a run that starts or goes on at `first_step`; silent where not `primary`.
+    """The log of a run that starts or resumes at `first_step`; silent unless `primary`.
 
-    What cannot be written (a full disk) is an OSError at once, which names the file.
+    A file that cannot be written (a full disk) raises an OSError at once that names it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RunLog:
     def evaluation(
         self, step: int, scores: Mapping[str, float], sheet: np.ndarray | None, *, kind: str = "validation"
     ) -> None:
-        """Mean scores and a picture sheet uint8 (H,W,3), which becomes sheets/step_000123.png."""
+        """Mean scores and a contact sheet uint8 (H,W,3), written to sheets/step_000123.png."""
         self.metrics(kind, step, scores)
         self.say(
             f"{kind}, step {step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -84,7 +84,7 @@ class RunLog:
             self._board.write(step, image(f"{kind}/hazy_restored_clean", sheet, dataformats="HWC"))
 
     def metrics(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """One line {"kind", "step", ...}; a number that is not finite becomes null."""
+        """Write one line {"kind", "step", ...}; a number that is not finite becomes null."""
         if self._file is None:
             return
         sound = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -95,13 +95,13 @@ class RunLog:
             self._board.write(step, *(scalar(f"{kind}/{name}", value) for name, value in values.items()))
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the progress bar."""
         if self._file is not None:
             self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
-        # Every line went to the disk when it was written: what fails now has failed, and been said, before.
+        # Every line was flushed when it was written: what fails now has failed, and been reported, before.
         for file in (self._file, self._board):
             if file is not None:
                 with contextlib.suppress(OSError):
@@ -109,10 +109,10 @@ class RunLog:
 
 
 class _Board:
-    """TensorBoard's file of events.
+    """TensorBoard's event file.
 
-    Written by the calling thread and not synchronised: the thread of tensorboardX's own writer ends on a full
-    disk without a word, and the run then waits for it for ever.
+    Written by the calling thread, without tensorboardX's writer, whose thread ends silently on a full disk;
+    the run then waits for it forever.
     """
 
     def __init__(self, folder: Path, first_step: int):
@@ -120,7 +120,7 @@ class _Board:
         self._path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._file = self._path.open("ab")
         self._add(file_version="brain.Event:2")
-        # TensorBoard forgets what was said of these steps before.
+        # TensorBoard drops earlier events of these steps.
         self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, *summaries: Summary) -> None:
@@ -144,13 +144,13 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "the same command goes on from the last checkpoint"
-        reason = f"cannot be written ({error.strerror or error}); make room, and {remedy}"
+        remedy = "the same command resumes from the last checkpoint"
+        reason = f"cannot be written ({error.strerror or error}); make room, then {remedy}"
         raise OSError(error.errno, reason, str(path)) from error
 
 
 def take_back(path: Path, step: int) -> None:
-    """Remove the lines of later steps than `step` from a metrics file, and a line that was cut short."""
+    """Remove lines of steps after `step` from a metrics file, and an incomplete last line."""
     if not path.exists():
         return
     kept = []

@@ -1,7 +1,7 @@
 """The training loop: steps, late metrics, evaluations, checkpoints, and the ways it ends.
 
-The host stays ahead of the device: it sends off a step, and then looks at the one two steps before. Nothing
-else in the loop waits for the device, except for evaluations and checkpoints.
+The host stays ahead of the device: it dispatches a step, then reads the metrics of the one two steps before.
+Nothing else in the loop waits for the device, except evaluations and checkpoints.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.step import TrainState
 
-_IN_FLIGHT = 2  # steps sent off beyond the one that is looked at
-_TIME_IS_UP = 1  # as a reason to stop, beside the numbers of the signals
+_IN_FLIGHT = 2  # steps dispatched after the one whose metrics are read
+_TIME_IS_UP = 1  # a reason to stop; the others are numbers of signals
 
-# evaluate(params, interrupted) → (mean scores, picture sheet), or None where it was interrupted
+# evaluate(params, interrupted) → (mean scores, contact sheet), or None if it was interrupted
 Evaluate = Callable[[Any, Callable[[], bool]], tuple[dict[str, float], np.ndarray | None] | None]
 
 
@@ -73,7 +73,7 @@ class LoopSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `signal` is the number of the signal that ended it, 0 where it came to its end."""
+    """How a run ended: `signal` is the number of the signal that stopped it, 0 if it completed."""
 
     state: TrainState
     step: int
@@ -81,7 +81,7 @@ class Outcome:
 
 
 class Interruption:
-    """Notes SIGTERM and SIGINT while in its context; a second one acts as it would have without."""
+    """Records SIGTERM and SIGINT inside its context; a second signal acts as it would outside."""
 
     def __init__(self):
         self.signal = 0
@@ -96,9 +96,9 @@ class Interruption:
         self._restore()
 
     def ends_evaluation(self) -> bool:
-        """Whether an evaluation is to end early.
+        """Whether to end an evaluation early.
 
-        Among many processes all go on to its end, so that none waits for another in vain.
+        Several processes all complete it, so that none waits for another forever.
         """
         return self.signal != 0 and jax.process_count() == 1
 
@@ -129,9 +129,9 @@ def run(
     """Train from `state` to the end of the schedule, of the time allowed, or to a signal.
 
     `step` is compiled and may take the buffers of `state`; `batches` has `get_state()`. `meta` goes into
-    every checkpoint, with 'evaluated': the last step that was evaluated, and 'unlogged': the metrics of the
-    steps since the last line of the log. All processes of a run stop at the same step, whichever of them was
-    told to.
+    every checkpoint, with 'evaluated', the last evaluated step, and 'unlogged', the metrics of the steps
+    since the last line of the log. All processes of a run stop at the same step, whichever received the
+    signal.
 
     Raises:
         Diverged: `max_bad_steps` updates in a row were skipped; names the last checkpoint.
@@ -147,7 +147,7 @@ def run(
     def save(scores: dict[str, float] | None = None) -> None:
         nonlocal saved
         progress.catch_up()
-        # Among bad steps the checkpoint before them is the one to keep.
+        # During bad steps, keep the checkpoint from before them.
         if progress.bad_steps == 0 or ending or stop:
             now = {**meta, "evaluated": evaluated, "unlogged": progress.unlogged()}
             checkpoints.save(done, state, batches.get_state(), now, scores)
@@ -159,7 +159,7 @@ def run(
         due = ending or (spec.evaluate_every and done and done % spec.evaluate_every == 0)
         if evaluate is not None and due and evaluated != done and stop in (0, _TIME_IS_UP):
             if saved != done:
-                save()  # so that an evaluation that fails costs no step
+                save()  # so that a failing evaluation costs no step
             checkpoints.wait()
             result = evaluate(state.eval_params, interruption.ends_evaluation)
             if result is None:
@@ -178,7 +178,7 @@ def run(
         try:
             batch = next(batches)
         except Exception:
-            # Ctrl-C reaches the worker processes of the input too, and may end them first.
+            # Ctrl-C also reaches the worker processes of the input, and may end them first.
             if not interruption.signal or jax.process_count() > 1:
                 raise
             stop = interruption.signal
@@ -187,8 +187,8 @@ def run(
         state, metrics = step(state, frozen, batch)
         done += 1
         late = time.monotonic() > deadline
-        wish = parallel.greatest(mesh, interruption.signal or (_TIME_IS_UP if late else 0))
-        stop = progress.sent(done, metrics, wish)
+        reason = parallel.greatest(mesh, interruption.signal or (_TIME_IS_UP if late else 0))
+        stop = progress.sent(done, metrics, reason)
         profile.after(done, metrics)
 
     profile.end()
@@ -197,7 +197,7 @@ def run(
 
 
 class _Progress:
-    """Keeps the host a few steps ahead of the device, reads the metrics late, and logs them."""
+    """Keeps the host a few steps ahead of the device, and reads and logs the metrics late."""
 
     def __init__(self, spec: LoopSpec, log: RunLog, checkpoints: Checkpoints, unlogged: list[dict]):
         self._spec, self._log, self._checkpoints = spec, log, checkpoints
@@ -205,33 +205,33 @@ class _Progress:
         self._window: list[dict[str, Any]] = list(unlogged)
         self._timed_from: tuple[int, float] | None = None
         self._seconds_per_step = math.nan
-        self._wish = 0
+        self._reason = 0
         self.bad_steps = 0
 
-    def sent(self, step: int, metrics: dict[str, jax.Array], wish: jax.Array | int) -> int:
-        """Take what a step will give; return the greatest wish to stop of the steps looked at so far."""
-        if isinstance(wish, int):
-            self._wish = max(self._wish, wish)
-        self._sent.append((step, metrics, wish))
+    def sent(self, step: int, metrics: dict[str, jax.Array], reason: jax.Array | int) -> int:
+        """Queue a dispatched step; return the greatest reason to stop of the steps read so far."""
+        if isinstance(reason, int):
+            self._reason = max(self._reason, reason)
+        self._sent.append((step, metrics, reason))
         while len(self._sent) > _IN_FLIGHT:
-            self._look()
-        return self._wish
+            self._read()
+        return self._reason
 
     def catch_up(self) -> None:
-        """Wait for all steps that were sent off."""
+        """Wait for all dispatched steps."""
         while self._sent:
-            self._look()
+            self._read()
 
     def unlogged(self) -> list[dict[str, float]]:
-        """The metrics since the last report, as numbers."""
+        """The metrics since the last report."""
         return [{name: float(value) for name, value in row.items()} for row in jax.device_get(self._window)]
 
     def paused(self) -> None:
-        """Something else took time: measure anew from the next step on."""
+        """Leave a pause out of the measured time per step."""
         self._timed_from = None
 
-    def _look(self) -> None:
-        step, metrics, wish = self._sent.popleft()
+    def _read(self) -> None:
+        step, metrics, reason = self._sent.popleft()
         self._window.append(metrics)
         self.bad_steps = int(metrics["bad_steps"])
         now = time.monotonic()
@@ -247,7 +247,7 @@ class _Progress:
             )
         if self._timed_from is None:
             self._timed_from = (step, now)
-        self._wish = max(self._wish, int(wish))
+        self._reason = max(self._reason, int(reason))
 
     def _report(self, step: int, now: float) -> None:
         rows = jax.device_get(self._window)
@@ -292,6 +292,6 @@ class _Profile:
 
 
 def _mean(values: list[Any]) -> float:
-    """Of the finite ones; NaN where there are none."""
+    """Of the finite values; NaN if there are none."""
     finite = [float(value) for value in values if np.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan

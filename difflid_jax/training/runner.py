@@ -191,7 +191,8 @@ def _finish(
         scores, sheet = result
         log.evaluation(step, scores, sheet, kind="test")
         _save(task, weights, params, step, scores)
-    workdir.finish(folder, spec.ending)
+    if outcome.step == spec.total_steps(task.elements):  # and not the end of the time allowed
+        workdir.finish(folder, spec.ending)
     log.say(f"weights of step {step:,}: {weights}")
     return True
 

@@ -1,8 +1,8 @@
-"""How much work a step is, what share of the devices' peak that makes, and how much memory it takes."""
+"""The work of a step, the peak throughput of the devices, and the memory in use."""
 
 import jax
 
-# Dense bfloat16 tensor throughput in FLOP/s, from the makers' data sheets, by the start of JAX's device name.
+# Dense bfloat16 throughput in FLOP/s from the vendors' data sheets, by the start of JAX's device name.
 _PEAKS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -19,9 +19,9 @@ _PEAKS = {
 
 
 def flops(lowered: jax.stages.Lowered) -> float:
-    """Floating-point operations of one call, a multiply-add counted as two; 0 where XLA does not say.
+    """Floating-point operations of one call, a multiply-add counted as two; 0 if XLA does not report them.
 
-    Counted before optimisation, over all devices. The body of a loop (attention in chunks) counts once.
+    Counted before optimization, over all devices. The body of a loop (attention in chunks) counts once.
     """
     analysis = lowered.cost_analysis()
     if isinstance(analysis, list):
@@ -30,12 +30,12 @@ def flops(lowered: jax.stages.Lowered) -> float:
 
 
 def peak() -> float:
-    """What all devices together could do in a second; 0 for devices that are not in the table."""
+    """FLOP/s of all devices together at their peak; 0 for devices that are not in the table."""
     return sum(_peak_of(device.device_kind) for device in jax.devices())
 
 
 def peak_memory() -> int:
-    """Bytes of the first device that were in use at the most so far; 0 where it does not say (CPU)."""
+    """Peak memory of the first device in bytes; 0 if it is not reported (CPU)."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 

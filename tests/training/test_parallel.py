@@ -11,7 +11,7 @@ import pytest
 
 from difflid_jax import parallel
 
-# Run where eight devices are simulated; says how far each mesh is from one device, relative to the largest.
+# Run where eight devices are simulated; prints how far each mesh is from one device, relative to the largest.
 PROGRAM = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -118,7 +118,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_would():
 
 
 @pytest.mark.skipif(jax.process_count() > 1, reason="asks for a single process")
-def test_one_process_needs_nobody(monkeypatch):
+def test_one_process_needs_no_other(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("SLURM", "OMPI", "JAX_COORD", "JAX_NUM", "JAX_PROC")):
             monkeypatch.delenv(name)
@@ -126,6 +126,9 @@ def test_one_process_needs_nobody(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(jax.distributed, "initialize", None)
     parallel.join_processes(False)
+    parallel.check_agreement({"seed": 0})
+    with pytest.raises(ValueError, match="bad"), parallel.processes("train", False):
+        raise ValueError("bad")  # raised as it is, without ending this process
     assert parallel.greatest(parallel.make_mesh(), 15) == 15
     np.testing.assert_array_equal(parallel.on_one_device(parallel.make_mesh(), [jax.numpy.ones(3)])[0], 1)
 
@@ -156,7 +159,7 @@ def test_many_processes_are_recognised(monkeypatch, environment, expected):
     given = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.append(options))
     parallel.join_processes(False)
-    assert given == [expected]
+    assert given == [expected | {"heartbeat_timeout_seconds": 60}]
 
 
 def test_many_processes_that_cannot_be_found_are_an_error(monkeypatch):

@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_is_said_at_once(tmp_path, tensorboard):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot be written \(.*\); make room, and the same") as caught:
+        with pytest.raises(OSError, match=r"cannot be written \(.*\); make room, then the same") as caught:
             for step in range(1000):
                 log.training(step, {"loss": 0.5})
         log.close()
