@@ -266,7 +266,7 @@ def test_png_carries_every_chunk_about_the_image(shared):
         (b"pHYs", struct.pack(">LLB", 9, 9, 1)),
     ]
     about += [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP), (b"prVt", b"private, safe to copy")]
-    about += [(b"cICP", bytes(4)), (b"tIME", bytes(7))]
+    about += [(b"cICP", bytes(4)), (b"tIME", bytes(7)), (b"bKGD", bytes(6))]
     chunks = b"".join(png_chunk(*chunk) for chunk in about)
     unsafe = png_chunk(b"prVT", b"private, unsafe to copy") + png_chunk(b"sBIT", b"\5\5\5")
     out = encode_photo(decode_photo(raw_png(scene(3), extra=chunks + unsafe), "in"))
@@ -311,11 +311,12 @@ def test_tiff_carries_tags_as_bytes(shared):
 
 def test_odd_tags_of_a_tiff_do_not_matter_for_its_pixels():
     with tifffile.TiffFile(io.BytesIO(data := tiff(scene(3)))) as file:
-        position, count = file.pages[0].tags[296].offset, struct.pack("<HHLL", 60001, 99, 1, 7)
+        position, unknown = file.pages[0].tags[296].offset, struct.pack("<HHLL", 60001, 99, 1, 7)
     unit, orientation = struct.pack("<HHLHH", 296, 3, 1, 9, 0), struct.pack("<HHLHH", 274, 3, 1, 9, 0)
-    for entry in (count, unit, orientation):
-        odd = data[:position] + entry + data[position + 12 :]
-        np.testing.assert_array_equal(again(decode_photo(odd, "in")).pixels, scene(3))
+    for entry in (unknown, unit, orientation):
+        photo = decode_photo(data[:position] + entry + data[position + 12 :], "in")
+        np.testing.assert_array_equal(again(photo).pixels, scene(3))
+        assert photo.notes == (("its damaged or unknown tags (1)",) if entry == unknown else ())
     # A link to nowhere behind the only directory.
     end = data.index(struct.pack("<H", len(tifffile.TiffFile(io.BytesIO(data)).pages[0].tags)), 8)
     link = end + 2 + 12 * int.from_bytes(data[end : end + 2], "little")

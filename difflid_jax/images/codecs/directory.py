@@ -38,11 +38,15 @@ class Entry(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """Entries by tag, the position of the link to the next directory, and its offset (0: none)."""
+    """Entries by tag, the position of the link to the next directory, and its offset (0: none).
+
+    damaged: how many entries were left out, because their type is unknown or their value is not in the data.
+    """
 
     entries: dict[int, Entry]
     link: int
     next: int
+    damaged: int = 0
 
     def integer(self, tag: int, default: int) -> int:
         entry = self.entries.get(tag)
@@ -73,6 +77,7 @@ class Reader:
             raise ValueError(f"a directory of {count} tags")
         position = offset + struct.calcsize(self.order + self._count)
         entries: dict[int, Entry] = {}
+        damaged = 0
         for _ in range(count):
             tag, kind, items, inline = self._unpack(self._entry, position)
             size = _TYPE_BYTES.get(kind, 0) * items
@@ -81,8 +86,10 @@ class Reader:
                 at = struct.unpack(self.order + self._offset, inline)[0]
             if size and at + size <= len(self.data):
                 entries.setdefault(tag, Entry(kind, items, self._value(kind, at, size), at))
+            else:
+                damaged += 1
             position += struct.calcsize(self.order + self._entry)
-        return Directory(entries, position, self._unpack(self._offset, position)[0])
+        return Directory(entries, position, self._unpack(self._offset, position)[0], damaged)
 
     def child(self, directory: Directory, tag: int) -> Directory | None:
         """The directory that a tag points to, or None if there is none or it is damaged."""
@@ -191,9 +198,6 @@ def sized(entries: dict[int, Entry], width: int, height: int) -> dict[int, Entry
     for tags in _SIZES:
         for tag, value in zip(tags, (width, height), strict=True):
             entry = entries.get(tag)
-            fits = (
-                entry is not None and entry.count == 1 and value < {3: 1 << 16, 4: 1 << 32}.get(entry.type, 0)
-            )
-            if fits:
+            if entry and entry.count == 1 and value < {3: 1 << 16, 4: 1 << 32}.get(entry.type, 0):
                 changed[tag] = entry._replace(value=struct.pack("<" + _INTEGERS[entry.type], value))
     return changed

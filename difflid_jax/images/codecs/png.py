@@ -2,30 +2,19 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory, vips
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CODING = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
-# Chunks about the image as a whole. Those about its coding (sBIT, PLTE, hIST, bKGD) or its animation are not.
+_CODING = frozenset(b"IHDR PLTE tRNS IDAT IEND".split())
+# Chunks about the image as a whole.
 _KEPT = frozenset(
-    (
-        b"iCCP",
-        b"sRGB",
-        b"gAMA",
-        b"cHRM",
-        b"cICP",
-        b"mDCV",
-        b"cLLI",
-        b"pHYs",
-        b"sTER",
-        b"oFFs",
-        b"pCAL",
-        b"sCAL",
-    )
-    + (b"tEXt", b"zTXt", b"iTXt", b"tIME", b"eXIf")
+    b"iCCP sRGB gAMA cHRM cICP mDCV cLLI pHYs sTER oFFs pCAL sCAL tEXt zTXt iTXt tIME eXIf".split()
 )
+# Chunks about the old coding, or an animation.
+_NOT_KEPT = frozenset(b"sBIT hIST bKGD sPLT acTL fcTL fdAT".split())
+_PALETTE = 3
 
 
 def read(data: bytes, max_pixels: int) -> Decoded:
@@ -42,12 +31,14 @@ def read(data: bytes, max_pixels: int) -> Decoded:
         if kind == b"acTL" and (frames := int.from_bytes(content[:4])) > 1:
             raise Unsupported(f"an animated PNG of {frames} frames (expected one); save the frame to restore")
     samples = vips.decode(_join(chunk for chunk in chunks if chunk[0] in _CODING), "pngload_buffer")
+    # A background colour is an index or a value of few bits before it is converted.
+    converted = data[24] < 8 or data[25] == _PALETTE
     orientation, kept = 1, []
     for kind, content in chunks:
         if kind == b"eXIf":
             orientation = directory.orientation_of(content)
             content = directory.updated_exif(content, width, height)
-        if kind in _KEPT or _safe_to_copy(kind):
+        if kind in _KEPT or _safe_to_copy(kind) or (kind == b"bKGD" and not converted):
             kept.append((kind, content))
     return Decoded(samples, 1 if samples.shape[2] < 3 else 3, orientation, kept)
 
@@ -72,23 +63,15 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + size
 
 
-def _join(chunks) -> bytes:
+def _join(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     parts = [_SIGNATURE]
     for kind, content in chunks:
-        parts += [
-            struct.pack(">L", len(content)),
-            kind,
-            content,
-            struct.pack(">L", zlib.crc32(kind + content)),
-        ]
+        checksum = zlib.crc32(content, zlib.crc32(kind))
+        parts += [struct.pack(">L", len(content)), kind, content, struct.pack(">L", checksum)]
     return b"".join(parts)
 
 
 def _safe_to_copy(kind: bytes) -> bool:
     """Whether the standard lets an editor that does not know a chunk copy it: ancillary, safe to copy."""
-    return (
-        kind.isalpha() and kind not in _CODING | _KNOWN_CODING and kind[0:1].islower() and kind[3:4].islower()
-    )
-
-
-_KNOWN_CODING = frozenset((b"sBIT", b"hIST", b"bKGD", b"sPLT", b"acTL", b"fcTL", b"fdAT"))
+    unknown = kind.isalpha() and kind not in _CODING | _NOT_KEPT
+    return unknown and kind[0:1].islower() and kind[3:4].islower()

@@ -30,21 +30,9 @@ _OTHER_COLOURS = {4: "a mask", 5: "CMYK", 8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: 
 _OTHER_COLOURS |= {32844: "LogL (high dynamic range)", 32845: "LogLuv (high dynamic range)"}
 _RAW_COLOURS = (32803, 34892)
 _COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 7, 8, 32771, 32773, 32946, 50001))
-_COMPRESSION_NAMES = {
-    6: "old-style JPEG",
-    34887: "LERC",
-    34925: "LZMA",
-    50000: "Zstandard",
-    50002: "JPEG XL",
-    34712: "JPEG 2000",
-}
-_COMPRESSION_NAMES |= {
-    33003: "JPEG 2000",
-    33005: "JPEG 2000",
-    34933: "PNG",
-    34934: "JPEG XR",
-    22610: "JPEG XR",
-}
+_COMPRESSION_NAMES = {6: "old-style JPEG", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50002: "JPEG XL"}
+_COMPRESSION_NAMES |= dict.fromkeys((33003, 33005, 34712), "JPEG 2000")
+_COMPRESSION_NAMES |= dict.fromkeys((22610, 34934), "JPEG XR")
 _FORMATS = {2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _MOST_CHANNELS = 8
@@ -78,7 +66,9 @@ def read(data: bytes, max_pixels: int) -> Decoded:
         extra = (_UNASSOCIATED, *extra[1:])
     kept = _kept(reader, page, width, height)
     if _LAYERS in page.entries:
-        notes = (*notes, "its Photoshop layers")
+        notes += ("its Photoshop layers",)
+    if page.damaged:
+        notes += (f"its damaged or unknown tags ({page.damaged})",)
     if extra:
         kept[_EXTRA_SAMPLES] = Entry(3, len(extra), struct.pack(f"<{len(extra)}H", *extra))
     orientation = directory.checked_orientation(page.integer(directory.ORIENTATION, 1))
@@ -187,12 +177,12 @@ def _check_kind(page: Directory) -> tuple[int, tuple[int, ...]]:
             f"{kind} TIFF of {channels} channels (expected {expected}); save its RGB channels alone"
         )
     extra = channels - stored
-    _check_tiles(page, channels)
+    _check_tiles(page)
     meaning = page.entries[_EXTRA_SAMPLES].integers() if _EXTRA_SAMPLES in page.entries else ()
     return colours, tuple([*meaning, *[0] * extra][:extra])
 
 
-def _check_tiles(page: Directory, channels: int) -> None:
+def _check_tiles(page: Directory) -> None:
     """Raise ValueError for tiles much larger than the image, which a decoder would allocate."""
     width, height = _size(page)
     rows, columns = page.integer(_TILE_HEIGHT, 0), page.integer(_TILE_WIDTH, 0)
@@ -212,14 +202,9 @@ def _kept(reader: Reader, page: Directory, width: int, height: int) -> dict[int,
         kept[_PHOTOSHOP] = kept[_PHOTOSHOP]._replace(value=value, count=len(value))
     for tag in (directory.EXIF, directory.GPS):
         if inner := reader.child(page, tag):
-            entries = inner.entries | directory.sized(inner.entries, width, height)
-            nested = reader.child(inner, directory.INTEROPERABILITY)
-            entries.pop(directory.INTEROPERABILITY, None)
-            if nested:
-                entries |= {
-                    directory.INTEROPERABILITY: nested.entries
-                    | directory.sized(nested.entries, width, height)
-                }
-            if entries:
-                kept[tag] = entries
+            kept[tag] = inner.entries | directory.sized(inner.entries, width, height)
+            kept[tag].pop(directory.INTEROPERABILITY, None)
+            if nested := reader.child(inner, directory.INTEROPERABILITY):
+                sized = nested.entries | directory.sized(nested.entries, width, height)
+                kept[tag][directory.INTEROPERABILITY] = sized
     return kept
