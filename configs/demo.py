@@ -2,21 +2,22 @@
 
 Command: `make demo`, or
 
-    python -m difflid_jax.train --config=configs/demo.py --workdir=runs/demo
+    python -m difflid_jax.train --config=configs/demo.py
     python -m difflid_jax.evaluate --workdir=runs/demo --method=identity,dark_channel_prior,difflid
 
-Data: photographs that installed packages carry (`data/photographs.py`), five to train on and two to be scored
-on, made hazy as RESIDE does (A in 0.7 … 1, β in 0.6 … 1.8, seeded). The frozen prior is the shipped one.
+Data: photographs that installed packages contain (`data/photographs.py`), five to train on and two to score,
+with haze made as in RESIDE (A in 0.7 … 1, β in 0.6 … 1.8, seeded). The frozen prior is the shipped
+`photos64`.
 
 It ends after 500 steps of 4 crops, or after 5 minutes on a slower machine. Expected: PSNR at least 4 dB
-above the hazy pictures and above the dark channel prior; the README has the figures.
+above the hazy images and above the dark channel prior; the README has the figures.
 """
 
 from difflid_jax.config import schema
 
 
 def get_config():
-    """Small, short and complete: needs no path."""
+    """A small and complete experiment that needs no path."""
     config = schema.default()
     config.prior = "photos64"
     config.data.source = "photographs"

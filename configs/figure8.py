@@ -3,11 +3,11 @@
     python -m difflid_jax.train --config=configs/figure8.py:0,300 --workdir=runs/figure8/0_300 \\
         (data and prior as in configs/sots.py)
 
-The two numbers after the colon are t₁ and t₂, from 0 to 999; the paper's T = 1000 is 999. It varies one at a
-time and keeps the other at its best: t₁ = 0 with t₂ of 100, 300, 500, 600, 1000; t₂ = 500 with other t₁.
+The two numbers after the colon are t₁ and t₂, from 0 to 999; the paper's T = 1000 is 999. The paper varies
+one and keeps the other at its best value: t₁ = 0 with t₂ of 100, 300, 500, 600, 1000; t₂ = 500 with other t₁.
 
-Expected, from the paper: t₂ = 500 is 1.99 dB better than 100 and 2.07 dB better than 600, t₁ = 0 is the best;
-not reproduced here so far. Each point costs what configs/sots.py costs.
+Expected, from the paper: t₂ = 500 is 1.99 dB better than 100 and 2.07 dB better than 600, t₁ = 0 is best;
+not reproduced here yet. Each point costs what configs/sots.py costs.
 """
 
 from difflid_jax.config.files import load_config
@@ -18,7 +18,7 @@ def get_config(which: str = "0,500"):
     try:
         first, second = (int(number) for number in which.split(","))
     except ValueError as error:
-        raise ValueError(f"figure8.py:{which}: expected two timesteps with a comma between") from error
+        raise ValueError(f"figure8.py:{which}: expected two timesteps separated by a comma") from error
     config = load_config("sots")
     config.features.times = (first, second)
     return config

@@ -1,6 +1,6 @@
 """The restorer that ships as "haze": a narrow DiffLI²D on the shipped prior, trained on two CPU cores.
 
-Five runs, each but the first from weights before it; those that ship are an average of the last two:
+Five runs, each from the weights before it, except the first; the shipped weights average the last two:
 
     for run in start long last varied dim; do  # before=, empty, at the start
     python -m difflid_jax.train --config=configs/haze.py:$run --workdir=runs/haze-$run \\
@@ -24,17 +24,17 @@ V, pairs of NYU ids 1300–1399 at a quarter of their size, made hazy in three w
     $S --recipe=its --per_scene=2 --airlight=0.5,0.85 --beta=1,2.2 --output=C
     python scripts/validation_set.py --set=sots_indoor=A:9 --set=its=B:5 --set=its=C:9 --output=V
 
-(112, 40 and 23 pairs; of the shipped runs the first two had 100, 40 and 20, the next two 112, 40 and 40
-of these kinds; the last took none as it ran.)
+(112, 40 and 23 pairs; of the shipped runs the first two used 100, 40 and 20, the next two 112, 40 and 40 of
+these kinds; the last was not validated.)
 
-Why an average: the 6,000 steps of `last` made NYU better and better (21.5 → 22.4 dB on V) and other pictures
-worse (the demo's two, 25.7 → 24.1 dB). In between lie weights that are good at both; `varied` shows more
-photographs and less white haze. Shares and runs were chosen on V and the demo's photographs.
+Why an average: the 6,000 steps of `last` improved NYU (21.5 → 22.4 dB on V) and made other images worse (the
+demo's two, 25.7 → 24.1 dB). Weights in between are good at both; `varied` has more photographs and less white
+haze. Shares and runs were chosen on V and the demo's photographs.
 
-Why `dim`: rooms may have less light than any picture of NYU. Weights without it take the veil of a dim room
-for more haze than there is, and leave black: 17.77 dB / .623 on D, where those that ship have 25.25 / .882.
-Its share was chosen by the mean SSIM over five sets, A, B, C, D, and E of Kodak's photographs (the card has
-all scores):
+Why `dim`: rooms may have less light than any image of NYU. Weights trained without it mistake the veil of a
+dim room for denser haze and leave black: 17.77 dB / .623 on D, where the shipped ones have 25.25 / .882. Its
+share was chosen by the mean SSIM over five sets: A, B, C, D, and E of Kodak's photographs (the card has all
+scores):
 
     V="python scripts/validation_set.py"
     $V --set=sots_indoor=A:9 --output=VA
@@ -48,20 +48,19 @@ all scores):
     $V --set=its=K1 --set=its=K2 --shrink=3 --output=VE
 
 Data (`nyu_v2_labelled_train.tar` and `BSDS500` in the current folder, for `dim` also `imagenet1000`, a
-photograph of most of ImageNet's classes, or what --config.data.train says):
-RESIDE's indoor training set rebuilt as it is read: clean pictures with measured depth, a fresh A and β for
-every crop; photographs without depth get a plausible one, so that outdoor pictures work, too. The airlight is
-1 in a part of the crops, as in SOTS-indoor, darker and slightly coloured in the others; some crops are
-compressed, brightened or noisy. SOTS and I-HAZE are scored at the end only; the card counts how often.
+photograph of most of ImageNet's classes; or the paths of --config.data.train): RESIDE's indoor training set
+rebuilt as it is read, from clean images with measured depth and with A and β drawn for every crop;
+photographs without depth get a plausible one, so that outdoor images work, too. The airlight is 1 in some
+crops, as in SOTS-indoor, darker and slightly coloured in the others; some crops are compressed, brightened or
+noisy. SOTS and I-HAZE are scored at the end only; the card counts how often.
 
-Crops of 64 px show half of a scene to all of its height: how much haze there is, is seen by the scene, not by
-its detail, and at 620×460 a network trained so scores what it scores at a quarter of that size. A learning
-rate of 2e-3 fits 400 steps only: held for longer, a run diverged after 430.
+Crops of 64 px cover half of a scene's height to all of it: the amount of haze is visible in the scene, not in
+its detail, and a network trained on such crops scores at 620×460 what it scores at a quarter of that size. A
+learning rate of 2e-3 is stable for 400 steps only: in a longer run it diverged after 430.
 
-Not the paper's: widths 16 to 128 instead of 64 to 512, a prior of our own that sees every picture at 64×64,
-the size it was trained at, t₂ = 300, where its features tell haze best, one cosine a run instead of steps,
-averaged weights.
-"""
+Unlike the paper: widths 16 to 128 instead of 64 to 512; a prior of our own that sees every image at 64×64,
+the size it was trained at; t₂ = 300, where its features separate haze best; one cosine per run instead of
+halving; averaged weights."""
 
 from difflid_jax.config import schema
 
@@ -69,7 +68,7 @@ RUNS = ("start", "long", "last", "varied", "dim")
 
 
 def get_config(run: str = "start"):
-    """The recipe of a run; the pictures are given on the command line."""
+    """The recipe of a run; the images are given on the command line."""
     if run not in RUNS:
         raise ValueError(f"haze.py:{run}: expected one of {', '.join(RUNS)}")
     config = schema.default()
@@ -128,5 +127,5 @@ def get_config(run: str = "start"):
 
 
 def _images(nyu: int, bsds: int) -> str:
-    """Both sets, each so many times."""
+    """NYU and BSDS500, each so many times."""
     return ",".join(["nyu_v2_labelled_train.tar"] * nyu + ["BSDS500"] * bsds)

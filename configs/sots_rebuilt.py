@@ -8,19 +8,18 @@
 
 V: `python -m difflid_jax.synthesize --recipe=sots_indoor --ids=1300-1399 --output=V
 --rgb=nyu_v2_labelled_train.tar`. `python scripts/compare_runs.py` draws the learning curves of such runs and
-tells their spread.
+prints their spread.
 
-The word after the colon is the arm; data, steps, crops, schedule and the number of trained parameters are
-the same:
+The argument after the colon is the arm; data, steps, crops, schedule and the number of trained parameters are
+equal:
 
 - full: DiffLI²D on the shipped prior;
 - random: DiffLI²D on the same frozen U-Net with random weights;
 - baseline: no features, the self-attention of Table 2 in place of CIM and HAE.
 
-The paper's recipe (L1, Adam, crops of pictures resized and mirrored, A in 0.7 … 1, β in 0.6 … 1.8, fresh for
-every crop) at a size that a laptop trains: widths 16 to 128; crops of 64 px that show half of a scene to all
-of its height; 400 steps of 16 crops, one cosine. About seven minutes a run on one CPU core.
-"""
+The paper's recipe (L1, Adam, crops of resized and mirrored images, A in 0.7 … 1 and β in 0.6 … 1.8 drawn for
+every crop) at a size for a laptop: widths 16 to 128; crops of 64 px that cover half of a scene's height to
+all of it; 400 steps of 16 crops, one cosine. About seven minutes per run on one CPU core."""
 
 from difflid_jax.config import schema
 
@@ -28,7 +27,7 @@ ARMS = ("full", "random", "baseline")
 
 
 def get_config(arm: str = "full"):
-    """The common recipe with the features of an arm; the pictures are given on the command line."""
+    """The common recipe with the features of an arm; the images are given on the command line."""
     if arm not in ARMS:
         raise ValueError(f"sots_rebuilt.py:{arm}: expected one of {', '.join(ARMS)}")
     config = schema.default()

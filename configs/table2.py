@@ -3,12 +3,12 @@
     python -m difflid_jax.train --config=configs/table2.py:dense_haze,without_cim --workdir=runs/table2/... \\
         (data and prior as in configs/dense_haze.py)
 
-The word after the colon is one of sots, dense_haze, nh_haze; the second one of the rows. A module that is
-left out is replaced by self-attention of the same number of parameters: queries from the feature map, keys
-and values from the map averaged down to the grid of the h-space. The paper says no more than "self-attention
+The argument after the colon is a data set (sots, dense_haze, nh_haze) and a row of the table. A module that
+is left out is replaced by self-attention with the same number of parameters: queries from the feature map,
+keys and values from the map averaged down to the grid of the h-space. The paper only says "self-attention
 module that has similar number of parameter"; this reading is ours.
 
-Expected, from the paper; not reproduced here so far. Each row costs what the data set's own config costs.
+Expected, from the paper; not reproduced here yet. Each row costs what the data set's own config costs.
 
 | row | SOTS | Dense-Haze | NH-HAZE |
 |---|---:|---:|---:|

@@ -3,14 +3,13 @@
     python -m difflid_jax.train --config=configs/table3.py:dense_haze,layer_e --workdir=runs/table3/... \\
         (data and prior as in configs/dense_haze.py)
 
-The word after the colon is one of sots, dense_haze, nh_haze; the second one of the rows. The paper names no
-layers. Ours are those on the grid of the h-space, 1/32 of the picture: the U-Net's last encoder block and its
-second decoder block (convert the prior with its decoder for that: --part all), the last pooling of VGG-16 and
-the last block of ResNet-50. The classifiers know no timestep: both maps are the same. VGG-16 needs no prior
-(its weights come with a package), ResNet-50 takes one from `python -m convert_weights.perceptual`.
+The argument after the colon is a data set (sots, dense_haze, nh_haze) and a row of the table. The paper names
+no layers. Ours are on the grid of the h-space, 1/32 of the image: the U-Net's last encoder block and its
+second decoder block (which needs a prior converted with its decoder, --part all), the last pooling of VGG-16
+and the last block of ResNet-50. The classifiers have no timestep: both maps are equal. VGG-16 needs no prior
+(a package contains its weights); ResNet-50 needs one from `python -m convert_weights.perceptual`.
 
-Expected, from the paper; not reproduced here so far. Each row costs about what
-the data set's own config costs.
+Expected, from the paper; not reproduced here yet. Each row costs about what the data set's own config costs.
 
 | row | SOTS | Dense-Haze | NH-HAZE |
 |---|---:|---:|---:|
