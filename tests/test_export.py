@@ -38,6 +38,17 @@ def test_of_one_size_needs_no_padding(restorer):
     np.testing.assert_allclose(restored[0], restorer.restore_array(hazy[0]), atol=1e-5)
 
 
+def test_accelerators_get_no_loops_of_the_cpu(restorer):
+    """Whatever platform writes the program: the CPU's form takes attention in chunks of 512 KiB a core."""
+
+    def loops(platform):
+        module = export_restorer(restorer, (256, 512), platforms=[platform]).mlir_module()
+        return module.count("stablehlo.while")
+
+    assert loops("cuda") == loops("tpu") == 0
+    assert loops("cpu") > 0
+
+
 def test_a_restorer_that_cannot_leave_sizes_open_says_so():
     class Choosing:
         multiple, weights, frozen = 32, None, None

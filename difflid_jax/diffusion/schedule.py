@@ -11,9 +11,9 @@ paper's T = 1000 therefore runs as t = 999.
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 NAMES = ("linear", "cosine")
 
@@ -68,26 +68,32 @@ class Schedule:
         clipped[0] = clipped[1] if self.steps > 1 else self.betas[0]
         return np.log(clipped)
 
-    def at(self, table: np.ndarray, t: jax.Array) -> jax.Array:
-        """`table[t]` as float32 of shape (B,1,1,1), for a batch of timesteps t of shape (B,)."""
+    def at(self, table: Float[np.ndarray, " steps"], t: Int[Array, " b"]) -> Float[Array, "b 1 1 1"]:
+        """`table[t]`, float32, for a batch of timesteps t."""
         return jnp.asarray(table, jnp.float32)[t][:, None, None, None]
 
-    def sample_noisy(self, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-        """x_t ~ q(x_t | x_0) (Eq. 2): x0 and noise (B,H,W,C), t (B,) int; noise is standard normal."""
+    def sample_noisy(
+        self, x0: Float[Array, "b h w c"], t: Int[Array, " b"], noise: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h w c"]:
+        """x_t ~ q(x_t | x_0) (Eq. 2); the noise is standard normal."""
         return (
             self.at(np.sqrt(self.alphas_cumprod), t) * x0
             + self.at(np.sqrt(1 - self.alphas_cumprod), t) * noise
         )
 
-    def x0_from_noise(self, x_t: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+    def x0_from_noise(
+        self, x_t: Float[Array, "b h w c"], t: Int[Array, " b"], noise: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h w c"]:
         """The x_0 for which `sample_noisy(x_0, t, noise)` is x_t."""
         return (
             self.at(1 / np.sqrt(self.alphas_cumprod), t) * x_t
             - self.at(np.sqrt(1 / self.alphas_cumprod - 1), t) * noise
         )
 
-    def posterior_mean(self, x0: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        """μ̃_t(x_t, x_0) of Eq. 3, shapes as in `sample_noisy`."""
+    def posterior_mean(
+        self, x0: Float[Array, "b h w c"], x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
+    ) -> Float[Array, "b h w c"]:
+        """μ̃_t(x_t, x_0) of Eq. 3."""
         one_minus = 1 - self.alphas_cumprod
         on_x0 = self.betas * np.sqrt(self.alphas_cumprod_prev) / one_minus
         on_xt = (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / one_minus

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from difflid_jax.diffusion import blocks, schedule
 from difflid_jax.weights import schema
@@ -22,8 +24,9 @@ PARTS = ("encoder", "all")
 class UNetSpec:
     """Architecture of an ADM U-Net, in the words of guided-diffusion's UNetModel.
 
-    `attention_resolutions` are down-sampling rates (2 means half the image size). `num_head_channels` other
-    than −1 overrides `num_heads`. `noise_schedule` and `diffusion_steps` say what the model was trained on.
+    `attention_resolutions` are down-sampling rates (2 means half the image size). A
+    `num_head_channels` other than −1 overrides `num_heads`. `noise_schedule` and `diffusion_steps` are those
+    that the model was trained with.
     """
 
     image_size: int
@@ -91,7 +94,7 @@ class UNetSpec:
         return int(self.channel_mult[-1] * self.model_channels)
 
     def heads(self, channels: int) -> int:
-        """Heads of a block of `channels`. Raises ValueError where they do not share it evenly."""
+        """Heads of a block of `channels`. Raises ValueError if `num_head_channels` does not divide it."""
         if self.num_head_channels == -1:
             return self.num_heads
         if channels % self.num_head_channels:
@@ -114,7 +117,7 @@ class UNet(nnx.Module):
     H and W are multiples of `spec.stride`. Compute is in `dtype`, parameters are float32.
     """
 
-    def __init__(self, spec: UNetSpec, *, part: str = "all", dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, spec: UNetSpec, *, part: str = "all", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         if part not in PARTS:
             raise ValueError(f"part of the U-Net: expected one of {', '.join(PARTS)}, found {part!r}")
         self.spec = spec
@@ -125,7 +128,7 @@ class UNet(nnx.Module):
         float32 = {"dtype": jnp.float32, "rngs": rngs}
         compute = {"dtype": dtype, "rngs": rngs}
 
-        def residual(inputs, outputs, resample=None):
+        def residual(inputs: int, outputs: int, resample: str | None = None) -> blocks.ResBlock:
             return blocks.ResBlock(
                 inputs,
                 outputs,
@@ -136,7 +139,7 @@ class UNet(nnx.Module):
                 **compute,
             )
 
-        def attention(channels):
+        def attention(channels: int) -> blocks.AttentionBlock:
             heads = spec.heads(channels)
             return blocks.AttentionBlock(
                 channels, heads=heads, new_order=spec.use_new_attention_order, **compute
@@ -190,8 +193,8 @@ class UNet(nnx.Module):
         self.out_norm = blocks.group_norm(channels, of=dtype, rngs=rngs)
         self.out_conv = blocks.conv(first, spec.out_channels, 3, zero=True, **float32)
 
-    def embed(self, t: jax.Array, y: jax.Array | None = None) -> jax.Array:
-        """Embedding (B, 4·model_channels), float32, of timesteps t (B,) and labels y (B,) if conditional."""
+    def embed(self, t: Num[Array, " b"], y: Int[Array, " b"] | None = None) -> Float[Array, "b e"]:
+        """Float32 embedding, of 4·model_channels, of timesteps t and, if conditional, labels y."""
         if (y is None) != (self.label_emb is None):
             raise ValueError(
                 "the U-Net is class-conditional: give labels y"
@@ -203,12 +206,17 @@ class UNet(nnx.Module):
         return emb if y is None else emb + self.label_emb(y)
 
     def encode(
-        self, x: jax.Array, t: jax.Array, y: jax.Array | None = None, *, key: jax.Array | None = None
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """The h-space and the encoder's outputs.
+        self,
+        x: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        y: Int[Array, " b"] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b h2 w2 d"], list[Float[Array, "b _ _ _"]]]:
+        """(h-space (B,H/stride,W/stride,bottleneck_channels), skips) of x in [-1,1], in the compute dtype.
 
-        x (B,H,W,C) in [-1,1], t (B,) → (h (B,H/stride,W/stride,bottleneck_channels), skips), in the compute
-        dtype; skips[i] is the output of `input_blocks[i]`. `key` turns dropout on.
+        skips[i] is the output of `input_blocks[i]`. `key` enables dropout. Raises ValueError for sides that
+        are no multiples of `spec.stride`.
         """
         rows, columns = x.shape[1:3]
         if rows % self.spec.stride or columns % self.spec.stride:
@@ -224,9 +232,14 @@ class UNet(nnx.Module):
         return _through(self.middle_block, h, emb, _fold(key, len(skips))), skips
 
     def decode(
-        self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, *, key: jax.Array | None = None
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """From `encode`'s results to (output (B,H,W,out_channels) float32, outputs of `output_blocks`)."""
+        self,
+        h: Float[Array, "b h2 w2 d"],
+        skips: list[Float[Array, "b _ _ _"]],
+        emb: Float[Array, "b e"],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b h w c"], list[Float[Array, "b _ _ _"]]]:
+        """(output (B,H,W,out_channels) float32, outputs of `output_blocks`) of `encode`'s results."""
         if self.part == "encoder":
             raise ValueError("this U-Net holds only its encoder and middle block: load it with part='all'")
         outputs = []
@@ -237,15 +250,25 @@ class UNet(nnx.Module):
         return self.out_conv(nnx.silu(self.out_norm(h))), outputs
 
     def __call__(
-        self, x: jax.Array, t: jax.Array, y: jax.Array | None = None, *, key: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        x: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        y: Int[Array, " b"] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b h w d"]:
         h, skips = self.encode(x, t, y, key=key)
         return self.decode(h, skips, self.embed(t, y), key=key)[0]
 
     def layers(
-        self, x: jax.Array, t: jax.Array, y: jax.Array | None = None, *, wanted: Collection[str]
-    ) -> dict[str, jax.Array]:
-        """Named intermediates: "middle", "encoder:i", "decoder:i", "output"; the decoder runs only if asked.
+        self,
+        x: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        y: Int[Array, " b"] | None = None,
+        *,
+        wanted: Collection[str],
+    ) -> dict[str, Float[Array, "b _ _ _"]]:
+        """Named intermediates: "middle", "encoder:i", "decoder:i", "output"; the decoder runs only if wanted.
 
         Raises ValueError for a name that this U-Net does not have.
         """
@@ -268,7 +291,7 @@ class UNet(nnx.Module):
         return {name: found[name] for name in wanted}
 
 
-def _through(layers, h: jax.Array, emb: jax.Array, key: jax.Array | None) -> jax.Array:
+def _through(layers: nnx.List, h: jax.Array, emb: jax.Array, key: jax.Array | None) -> jax.Array:
     for i, layer in enumerate(layers):
         h = layer(h) if isinstance(layer, nnx.Conv) else layer(h, emb, _fold(key, i))
     return h

@@ -4,16 +4,19 @@ h' = W_c h,  Q = W_Q F,  K = W_K h',  V = W_V h'
 F' = W_O · Softmax(QKᵀ/√d) V + F
 """
 
-import jax
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from difflid_jax.layers.attention import attend
+from difflid_jax.layers.attention import attention
+from difflid_jax.layers.cpu import on_cpu
+from difflid_jax.layers.cpu.attention import content_integration
 
 
 class ContentIntegration(nnx.Module):
-    """F (B,H,W,C), h (B,H',W',C') → F' (B,H,W,C). Multi-head, with d = C / heads; all 1×1 convolutions."""
+    """F (B,H,W,C), h (B,M,N,C') → F' (B,H,W,C). Multi-head, with d = C / heads; all 1×1 convolutions."""
 
-    def __init__(self, channels: int, feature_channels: int, heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, feature_channels: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if channels % heads:
             raise ValueError(f"CIM: {channels} channels cannot be divided over {heads} heads")
         self.heads = heads
@@ -21,9 +24,11 @@ class ContentIntegration(nnx.Module):
         self.query = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.key = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.value = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
-        # Zero at the start: the block then hands F through.
+        # Zero at the start: the block then returns F.
         self.out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
-    def __call__(self, f: jax.Array, h: jax.Array) -> jax.Array:
+    @on_cpu(content_integration)
+    def __call__(self, f: Float[Array, "b h w c"], h: Float[Array, "b m n d"]) -> Float[Array, "b h w c"]:
         h = self.compress(h)
-        return f + attend(f, self.key(h), self.value(h), query=self.query, out=self.out, heads=self.heads)
+        q, k, v = self.query(f), self.key(h), self.value(h)
+        return self.out(attention(q, k, v, heads=self.heads)) + f

@@ -6,20 +6,24 @@
 
 Down: 3×3 to half the channels, then pixel-unshuffle (twice the channels, half the size). Up: bilinear ×2,
 then 3×3 to half the channels. Skips: concatenation, then 1×1. The paper states 8.63 M parameters and no
-widths: 64, 128, 256, 512 with one block per position give 8,619,331 at 1024 feature channels.
+widths: 64, 128, 256, 512 with one block per position have 8,619,331 at 1024 feature channels.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from difflid_jax.layers.cpu import enlarged, from_few, to_few
+from difflid_jax.layers.convolution import UpConv, convolve, convolve_joined
+from difflid_jax.layers.resize import WHOLE, Window
 from difflid_jax.network.cim import ContentIntegration
-from difflid_jax.network.hae import WHOLE, HazeAwareEnhancement
+from difflid_jax.network.hae import HazeAwareEnhancement
 from difflid_jax.network.self_attention import SelfAttention
 from difflid_jax.weights import schema
 
@@ -87,9 +91,9 @@ class NetworkSpec:
 
 
 class Block(nnx.Module):
-    """CIM, then HAE, or their stand-ins: F (B,H,W,C) → (F_o (B,H,W,C), gate (B,1,1,C) or None)."""
+    """CIM, then HAE, or what replaces them in an ablation."""
 
-    def __init__(self, channels: int, spec: NetworkSpec, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, spec: NetworkSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         c, f = channels, spec.feature_channels
         if spec.content == "cim":
             self.content = ContentIntegration(c, f, spec.heads, dtype=dtype, rngs=rngs)
@@ -102,79 +106,92 @@ class Block(nnx.Module):
             parameters = 2 * (f * c + c) + c * c + c
             self.haze = SelfAttention(c, parameters, spec.heads, dtype=dtype, rngs=rngs)
 
-    def __call__(self, f, h_content, h_haze, *, gate=None, window=WHOLE):
-        if isinstance(self.content, ContentIntegration):
-            f = self.content(f, h_content)
-        else:
-            f = self.content(f, h_content.shape[1:3])
-        if isinstance(self.haze, HazeAwareEnhancement):
-            return self.haze(f, h_haze, gate=gate, window=window)
-        return self.haze(f, h_haze.shape[1:3]), None
+    def __call__(
+        self,
+        f: Float[Array, "b h w c"],
+        h_content: Float[Array, "b m n d"],
+        h_haze: Float[Array, "b m n d"],
+        *,
+        gate: Float[Array, "b 1 1 c"] | None = None,
+        window: Window = WHOLE,
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 c"] | None]:
+        """(F_o, the gate of Eq. 8, or None without HAE); `gate` and `window`: see HazeAwareEnhancement."""
+        f = self.content(f, h_content)
+        if isinstance(self.haze, SelfAttention):
+            return self.haze(f, h_haze), None
+        return self.haze(f, h_haze, gate=gate, window=window)
 
 
 class DiffLI2D(nnx.Module):
-    """The network: hazy picture and two feature maps in, restored picture out. Compute in `dtype`."""
+    """Hazy image and two feature maps in, restored image out. Computes in `dtype`, parameters are float32."""
 
-    def __init__(self, spec: NetworkSpec, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        *,
+        block: type[nnx.Module] = Block,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.spec = spec
         self.dtype = dtype
-
-        def conv(inputs, outputs, size, **kw):
-            return nnx.Conv(inputs, outputs, (size, size), padding=size // 2, dtype=dtype, rngs=rngs, **kw)
-
-        widths = spec.widths
-        self.stem = conv(3, widths[0], 3)
-        self.encoder = nnx.List([Block(c, spec, dtype=dtype, rngs=rngs) for c in widths])
-        self.down = nnx.List([conv(c, c // 2, 3, use_bias=False) for c in widths[:-1]])
-        inner = list(reversed(widths[:-1]))
-        self.up = nnx.List([conv(2 * c, c, 3) for c in inner])
-        self.skip = nnx.List([conv(2 * c, c, 1) for c in inner])
-        self.decoder = nnx.List([Block(c, spec, dtype=dtype, rngs=rngs) for c in inner])
+        made = {"dtype": dtype, "rngs": rngs}
+        conv3 = partial(nnx.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=convolve, **made)
+        conv1 = partial(nnx.Conv, kernel_size=(1, 1), conv_general_dilated=convolve_joined, **made)
+        widths, inner = spec.widths, tuple(reversed(spec.widths[:-1]))
+        self.stem = conv3(3, widths[0])
+        self.encoder = nnx.List([block(c, spec, **made) for c in widths])
+        self.down = nnx.List([conv3(c, c // 2, use_bias=False) for c in widths[:-1]])
+        self.up = nnx.List([UpConv(2 * c, c, (3, 3), padding=1, **made) for c in inner])
+        self.skip = nnx.List([conv1(2 * c, c) for c in inner])
+        self.decoder = nnx.List([block(c, spec, **made) for c in inner])
         # Zero at the start: an untrained network returns its input.
-        self.head = conv(widths[0], 3, 3, kernel_init=nnx.initializers.zeros)
+        self.head = conv3(widths[0], 3, kernel_init=nnx.initializers.zeros)
 
     def __call__(
         self,
-        hazy: jax.Array,
-        h_content: jax.Array,
-        h_haze: jax.Array,
+        hazy: Float[Array, "b h w 3"],
+        h_content: Float[Array, "b m n d"],
+        h_haze: Float[Array, "b m n d"],
         *,
-        gates: Sequence[jax.Array] | None = None,
-        window=WHOLE,
-    ) -> tuple[jax.Array, dict[str, tuple[jax.Array, ...]]]:
-        """(restored (B,H,W,3) float32, {"gates": the channel gates of Eq. 8, one (B,1,1,C) per block}).
+        gates: Sequence[Float[Array, "b 1 1 _"]] | None = None,
+        window: Window = WHOLE,
+    ) -> tuple[Float[Array, "b h w 3"], dict[str, tuple[Float[Array, "b 1 1 _"], ...]]]:
+        """(restored, float32 and not clipped, {"gates": the channel gates of Eq. 8, one per block}).
 
-        hazy (B,H,W,3) in [-1,1], H and W multiples of `spec.stride`; h_content and h_haze (B,H',W',C').
-        restored is not clipped. `window` = (top, left, bottom, right) is the part of the image of h_* that
-        `hazy` covers, in fractions of its sides (numbers or traced scalars); a part beyond 1 is padding, and
-        Eq. 8 does not pool it. For a tile, `gates` are the gates found on the whole image. Raises ValueError
-        for a size or channel count that does not fit, and for tiles of the self-attention ablations, whose
-        keys come from the input itself.
+        hazy in [-1,1], with sides that are multiples of `spec.stride`. `window` = (top, left, bottom, right)
+        is the part of the image of h_* that `hazy` covers, in fractions of its sides (numbers or traced
+        scalars); a part beyond 0 and 1 is padding, and Eq. 8 does not pool it. For a tile, `gates` are the
+        gates of the whole image.
+
+        Raises ValueError for a size or a number of channels that does not fit, and for tiles of the
+        self-attention ablations, whose keys come from the input itself.
         """
         self._check(hazy, h_content, h_haze, gates)
         h_content, h_haze = h_content.astype(self.dtype), h_haze.astype(self.dtype)
-        given = iter(gates or ())
-        found = []
+        given, found = iter(gates or ()), []
 
-        def run(block, f):
-            f, gate = block(f, h_content, h_haze, gate=next(given, None), window=window)
+        def run(block: nnx.Module, x: jax.Array) -> jax.Array:
+            x, gate = block(x, h_content, h_haze, gate=next(given, None), window=window)
             if gate is not None:
                 found.append(gate)
-            return f
+            return x
 
-        f, skips = from_few(self.stem, hazy.astype(self.dtype)), []
+        x, skips = self.stem(hazy.astype(self.dtype)), []
         for block, down in zip(self.encoder[:-1], self.down, strict=True):
-            f = run(block, f)
-            skips.append(f)
-            f = _pixel_unshuffle(down(f))
-        f = run(self.encoder[-1], f)
+            x = run(block, x)
+            skips.append(x)
+            x = pixel_unshuffle(down(x))
+        x = run(self.encoder[-1], x)
         for up, skip, block in zip(self.up, self.skip, self.decoder, strict=True):
-            f = _join(skip, enlarged(up, f), skips.pop())
-            f = run(block, f)
-        restored = hazy.astype(jnp.float32) + to_few(self.head, f).astype(jnp.float32)
-        return restored, {"gates": tuple(found)}
+            x = up(x)
+            x = skip(jnp.concatenate([x, skips.pop()], axis=-1))
+            x = run(block, x)
+        return hazy.astype(jnp.float32) + self.head(x).astype(jnp.float32), {"gates": tuple(found)}
 
-    def _check(self, hazy, h_content, h_haze, gates) -> None:
+    def _check(
+        self, hazy: jax.Array, h_content: jax.Array, h_haze: jax.Array, gates: Sequence[jax.Array] | None
+    ) -> None:
         rows, columns = hazy.shape[1:3]
         if rows % self.spec.stride or columns % self.spec.stride:
             raise ValueError(
@@ -186,20 +203,10 @@ class DiffLI2D(nnx.Module):
                     f"{name}: expected {self.spec.feature_channels} channels, found {h.shape[-1]}"
                 )
         if gates is not None and not self.spec.can_tile:
-            raise ValueError("tiles: the self-attention ablations restore whole pictures only")
+            raise ValueError("tiles: the self-attention ablations restore whole images only")
 
 
-def _join(conv: nnx.Conv, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The 1×1 convolution of a and b (B,H,W,C) concatenated: a sum of two, a tenth of the time on a CPU."""
-    kernel, bias = (x[...].astype(a.dtype) for x in (conv.kernel, conv.bias))
-    products = (
-        jax.lax.conv_general_dilated(x, half, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        for x, half in zip((a, b), jnp.split(kernel, 2, axis=2), strict=True)
-    )
-    return sum(products) + bias
-
-
-def _pixel_unshuffle(x: jax.Array) -> jax.Array:
+def pixel_unshuffle(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4*c"]:
     """(B,H,W,C) → (B,H/2,W/2,4C)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c)

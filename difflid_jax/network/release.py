@@ -9,8 +9,8 @@ the paper (network/difflid.py) in that
 - HAE max-pools the map to F's size and predicts γ and β with 3×3 convolutions;
 - all levels have the same width; average pooling goes down, 2×2 transposed convolutions go up.
 
-The attention is computed in blocks with a running softmax: its memory does not grow with the picture. The
-release's nearest ×2 up-sampling in HAE followed by a 1×1 convolution of stride 2 is a plain 1×1 convolution.
+The release's nearest ×2 enlargement in HAE followed by a 1×1 convolution of stride 2 is a plain 1×1
+convolution.
 """
 
 import dataclasses
@@ -20,13 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
+from difflid_jax.layers.attention import attention
+from difflid_jax.layers.resize import WHOLE, Window, resize
 from difflid_jax.weights import schema
 
 LEVELS = 4
-QUERIES_AT_ONCE = 512
-KEYS_AT_ONCE = 2048
 
 Gates = tuple[jax.Array, ...]
 
@@ -99,13 +98,14 @@ class ReleasedDiffLI2D(nnx.Module):
         h_haze: jax.Array,
         *,
         gates: Sequence[jax.Array] | None = None,
-        window: tuple | None = None,
+        window: Window = WHOLE,
         train: bool = False,
     ) -> tuple[jax.Array, dict[str, Gates]]:
         rows, columns = hazy.shape[1:3]
         if rows % 8 or columns % 8:
             raise ValueError(f"the network needs sides that are multiples of 8, found {rows}×{columns}")
-        h_haze = _to_size(h_haze, rows, columns, window)
+        if window is not WHOLE or h_haze.shape[1:3] != (rows, columns):
+            h_haze = resize(h_haze, (rows, columns), window)
         given, used = iter(gates or (None,) * (2 * LEVELS - 1)), []
 
         def through(block, x):
@@ -158,16 +158,10 @@ class CIM(nnx.Module):
     def __call__(self, f: jax.Array, h: jax.Array, *, train: bool) -> jax.Array:
         h = self.align(h)
 
-        def projected(norm, to, x):
-            x = to(norm(x, use_running_average=not train))
-            return x.reshape(x.shape[0], -1, self.heads, x.shape[-1] // self.heads)
-
-        attended = attend(
-            projected(self.norm_q, self.to_q, f),
-            projected(self.norm_k, self.to_k, h),
-            projected(self.norm_v, self.to_v, h),
-        )
-        return f + self.to_out(attended.reshape(f.shape))
+        q = self.to_q(self.norm_q(f, use_running_average=not train))
+        k = self.to_k(self.norm_k(h, use_running_average=not train))
+        v = self.to_v(self.norm_v(h, use_running_average=not train))
+        return f + self.to_out(attention(q, k, v, heads=self.heads))
 
 
 class HAE(nnx.Module):
@@ -206,72 +200,3 @@ class DoubleSize(nnx.Module):
         batch, rows, columns, width = x.shape
         x = self.spread(x).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, 2 * rows, 2 * columns, width) + self.bias[...].astype(x.dtype)
-
-
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    queries_at_once: int = QUERIES_AT_ONCE,
-    keys_at_once: int = KEYS_AT_ONCE,
-) -> jax.Array:
-    """softmax(Q Kᵀ/√d) V of q (B,N,heads,d), k and v (B,M,heads,d) → (B,N,heads,d), never an N×M map.
-
-    Blocks of keys pass by with a running maximum and sum (Rabe & Staats 2021, Dao et al. 2022), in float32;
-    gradients recompute them, so that memory is bounded in training too.
-    """
-    if q.shape[1] <= queries_at_once and k.shape[1] <= keys_at_once:
-        return jax.nn.dot_product_attention(q, k, v)
-    count = q.shape[1]
-    q = (q * q.shape[-1] ** -0.5).astype(jnp.float32)
-    queries = _blocks(q, queries_at_once)
-    keys = _blocks(k.astype(jnp.float32), keys_at_once)
-    values = _blocks(v.astype(jnp.float32), keys_at_once)
-    present = _blocks(jnp.ones((1, k.shape[1], 1, 1), bool), keys_at_once)[..., 0, 0]
-
-    @jax.checkpoint
-    def one_block(query):
-        def step(carry, block):
-            largest, total, weighted = carry
-            key, value, here = block
-            logits = jnp.einsum("bnhd,bmhd->bhnm", query, key)
-            logits = jnp.where(here[:, None, None], logits, -jnp.inf)
-            # The result does not depend on the maximum, which only keeps exp in range: no gradient.
-            larger = lax.stop_gradient(jnp.maximum(largest, logits.max(-1)))
-            weights = jnp.exp(logits - larger[..., None])
-            shrink = jnp.exp(largest - larger)
-            total = total * shrink + weights.sum(-1)
-            weighted = weighted * shrink[..., None] + jnp.einsum("bhnm,bmhd->bhnd", weights, value)
-            return (larger, total, weighted), None
-
-        batch, rows, heads, depth = query.shape
-        # Not −∞: exp(−∞ − (−∞)) is not a number. Every block holds a key that is present.
-        start = jnp.full((batch, heads, rows), -1e30), jnp.zeros((batch, heads, rows))
-        start = *start, jnp.zeros((batch, heads, rows, depth))
-        (_, total, weighted), _ = lax.scan(jax.checkpoint(step), start, (keys, values, present))
-        return (weighted / total[..., None]).transpose(0, 2, 1, 3)
-
-    out = lax.map(one_block, queries)
-    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
-    return out[:, :count].astype(v.dtype)
-
-
-def _blocks(x: jax.Array, size: int) -> jax.Array:
-    """(B,N,…) → (N/size,B,size,…), zeros after the end."""
-    size = min(size, x.shape[1])
-    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-
-
-def _to_size(h: jax.Array, rows: int, columns: int, window: tuple | None) -> jax.Array:
-    """The part `window` of h, sampled bilinearly at rows × columns positions."""
-    if window is None:
-        if h.shape[1:3] == (rows, columns):
-            return h
-        window = (0.0, 0.0, 1.0, 1.0)
-    start, end = jnp.array(window[:2], jnp.float32), jnp.array(window[2:], jnp.float32)
-    scale = jnp.array([rows, columns], jnp.float32) / ((end - start) * jnp.array(h.shape[1:3], jnp.float32))
-    translation = -start * jnp.array(h.shape[1:3], jnp.float32) * scale
-    shape = (h.shape[0], rows, columns, h.shape[3])
-    return jax.image.scale_and_translate(h, shape, (1, 2), scale, translation, "linear", antialias=False)

@@ -1,5 +1,7 @@
 """A restorer as one StableHLO artefact (`jax.export`)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import export
@@ -10,11 +12,13 @@ from difflid_jax.restoration.restorer import Restorer
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_restorer(restorer: Restorer, size: tuple[int, int] | None = None) -> export.Exported:
-    """A program that maps hazy images (b,h,w,3), float32 in [0,1], to restored ones, for any b.
+def export_restorer(
+    restorer: Restorer, size: tuple[int, int] | None = None, platforms: Sequence[str] = PLATFORMS
+) -> export.Exported:
+    """The program hazy (b,h,w,3) float32 in [0,1] → restored, for any b and the `size` (height, width).
 
-    It takes any h and w that are multiples of `Geometry.common`, or only `size` (height, width) if given.
-    Raises ValueError if this restorer's program cannot be written for all sizes.
+    Without `size`: for any h and w that are multiples of `Geometry.common`. Each of the `platforms` gets its
+    own forms of the layers. Raises ValueError if the program cannot be written for all sizes.
     """
 
     def restore(hazy: jax.Array) -> jax.Array:
@@ -26,7 +30,7 @@ def export_restorer(restorer: Restorer, size: tuple[int, int] | None = None) -> 
     sides = f"{multiple}*h, {multiple}*w" if size is None else f"{size[0]}, {size[1]}"
     shape = export.symbolic_shape(f"b, {sides}, 3")
     try:
-        return export.export(jax.jit(restore), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
+        return export.export(jax.jit(restore), platforms=platforms)(jax.ShapeDtypeStruct(shape, jnp.float32))
     except (TypeError, ValueError, NotImplementedError, InconclusiveDimensionOperation) as error:
         if size is not None:
             raise

@@ -1,4 +1,4 @@
-"""DiffLI²D+: windows, borders, the depthwise convolution and its gradients."""
+"""DiffLI²D+: windows, borders and tiles."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec, depthwise, resize_window
+from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec, resize_window
 
 SPEC = PlusSpec(widths=(8, 16), feature_channels=12, heads=2, branches=2)
 
@@ -18,27 +18,6 @@ def network(drawn):
 
 def random(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def test_depthwise_and_its_gradients_equal_the_grouped_convolution():
-    x, kernel, g = random(0, 2, 7, 9, 5), random(1, 3, 3, 5), random(2, 2, 5, 7, 5)
-
-    def grouped(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[:, :, None],
-            (1, 1),
-            "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=5,
-        )
-
-    for ours, reference in zip(
-        jax.tree.leaves(jax.vjp(depthwise, x, kernel)[1](g) + (depthwise(x, kernel),)),
-        jax.tree.leaves(jax.vjp(grouped, x, kernel)[1](g) + (grouped(x, kernel),)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
 
 
 def test_a_window_of_resized_maps_is_the_same_part_of_the_whole():

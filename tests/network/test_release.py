@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from convert_weights.difflid_release import convert
-from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec, attend
+from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
 from difflid_jax.weights import store
 from difflid_jax.weights.torch_file import read_torch
 
@@ -91,34 +91,6 @@ def test_output_and_gradients_in_train_mode(released, reference, maps):
 def test_the_number_of_parameters_is_the_release_s():
     network = nnx.eval_shape(lambda: ReleasedDiffLI2D(ReleaseSpec(), rngs=nnx.Rngs(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param))) == 754_633
-
-
-def test_attention_in_blocks_is_attention():
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 4)) * 3 for i, n in enumerate((13, 29, 29)))
-
-    def in_blocks(q, k, v):
-        return attend(q, k, v, queries_at_once=5, keys_at_once=8)
-
-    def at_once(q, k, v):
-        weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) / 2, axis=-1)
-        return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
-
-    def results(attention):
-        return jax.jit(
-            lambda *qkv: (attention(*qkv), jax.grad(lambda *a: (attention(*a) ** 2).sum(), (0, 1, 2))(*qkv))
-        )(q, k, v)
-
-    for found, expected in zip(
-        jax.tree.leaves(results(in_blocks)), jax.tree.leaves(results(at_once)), strict=True
-    ):
-        assert relative(found, expected) <= 1e-5
-
-
-def test_memory_does_not_grow_with_the_attention_map():
-    shape = jax.ShapeDtypeStruct((1, 128 * 128, 4, 16), jnp.float32)
-    compiled = jax.jit(attend).lower(shape, shape, shape).compile()
-    # The map would take 4 · 16,384² · 4 bytes = 4 GiB.
-    assert compiled.memory_analysis().temp_size_in_bytes < 200e6
 
 
 def test_a_tile_with_the_whole_s_gates_and_features_is_that_part_of_the_whole(released):

@@ -1,0 +1,171 @@
+"""Convolutions in forms that take fewer or larger matrix products."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+# Convolutions from or to at most so many channels are rewritten.
+_FEW_CHANNELS = 3
+# Weight of row i-1, i, i+1 (last axis) in what tap 0, 1, 2 (middle axis) sees of row 2i and 2i+1 (first axis)
+# of a map enlarged twice.
+_DOUBLED = np.array(
+    [
+        [[0.75, 0.25, 0], [0.25, 0.75, 0], [0, 0.75, 0.25]],
+        [[0.25, 0.75, 0], [0, 0.75, 0.25], [0, 0.25, 0.75]],
+    ],
+    np.float32,
+)
+
+
+def convolve(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "m n c d"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b h2 w2 d"]:
+    """`lax.conv_general_dilated`, undilated, with a kernel of odd sides and padding of half of them."""
+    sides, taps = x.shape[1:3], kernel.shape[:2]
+    # Sizes are symbolic in an exported program.
+    if all(isinstance(side, int) for side in sides) and math.prod(sides) < math.prod(taps):
+        return _convolve_small(x, kernel, strides, padding)
+    if taps == (3, 3) and tuple(strides) == (1, 1):
+        if x.shape[3] <= _FEW_CHANNELS:
+            return _convolve_from_few(x, kernel)
+        if kernel.shape[3] <= _FEW_CHANNELS:
+            return _convolve_to_few(x, kernel)
+    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _convolve_small(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """One matrix product, for a map with fewer positions than the kernel.
+
+    For these XLA leaves its fast path for loops that take 30 times as long and more (3×3 on 2×2).
+    """
+    sides, taps = x.shape[1:3], kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (
+        [slice(i, i + side, stride) for i in range(n)]
+        for side, stride, n in zip(sides, strides, taps, strict=True)
+    )
+    views = jnp.concatenate([x[:, row, column] for row in rows for column in columns], axis=-1)
+    return views @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _convolve_from_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3×3 from few channels, in half the time.
+
+    Four columns are computed at once from the six that they see: a wider matrix product.
+    """
+    batch, height, width, inputs = x.shape
+    outputs = kernel.shape[-1]
+    # Which of the six columns tap j of column p sees.
+    sees = np.stack([np.eye(3, 6, p, dtype=np.float32) for p in range(4)])
+    wide = jnp.einsum("pjq,rjco->rqcpo", sees.astype(x.dtype), kernel).reshape(3, 1, 6 * inputs, -1)
+    fours = -(-width // 4)
+    x = jnp.pad(x, [(0, 0), (1, 1), (1, 4 * fours + 3 - width), (0, 0)])
+    x = x.reshape(batch, height + 2, fours + 1, 4 * inputs)
+    x = jnp.concatenate([x[:, :, :-1], x[:, :, 1:, : 2 * inputs]], axis=-1)
+    return _convolve(x, wide).reshape(batch, height, 4 * fours, outputs)[:, :, :width]
+
+
+def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3×3 to few channels, in half the time.
+
+    It convolves across columns only, with the three rows of taps as channels, then adds up rows in float32.
+    """
+    batch, height, width, inputs = x.shape
+    across = kernel.transpose(1, 2, 0, 3).reshape(1, 3, inputs, -1)
+    y = _convolve(jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), across)
+    y = y.reshape(batch, height + 2, width, 3, -1).astype(jnp.float32)
+    return sum(y[:, tap : tap + height, :, tap] for tap in range(3)).astype(x.dtype)
+
+
+def convolve_joined(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "1 1 c d"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b h w d"]:
+    """1×1 convolution of two concatenated maps: the sum of two, for which the compiler joins nothing."""
+    halves = zip(jnp.split(x, 2, axis=-1), jnp.split(kernel, 2, axis=2), strict=True)
+    return sum(lax.conv_general_dilated(x, half, strides, padding, **options) for x, half in halves)
+
+
+def convolve_doubled(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    """`UpConv.__call__` of `conv`, 3×3: bilinear ×2, then the convolution, in 0.3 to 0.5 of the time.
+
+    Enlarging is linear, and so is what three taps make of it: each of the two rows that a row becomes is a
+    sum of three rows of x, weighted by `_DOUBLED`. Across columns the weights are folded into the kernel.
+    This takes half of the multiplications, and the enlarged map is never there.
+    """
+    kernel, bias = (value[...].astype(x.dtype) for value in (conv.kernel, conv.bias))
+    batch, height, width, inputs = x.shape
+    outputs = kernel.shape[-1]
+    x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+    # Channels of y: column 2j or 2j + 1, tap of the row, output.
+    across = jnp.einsum("pji,rjco->icpro", _DOUBLED.astype(x.dtype), kernel).reshape(1, 3, inputs, -1)
+    y = _convolve(x, across).reshape(batch, height + 2, width, 2, 3, outputs)
+    # Beyond its edge the enlarged map is zero, not repeated.
+    y = y.at[:, :, 0, 0].add(-jnp.einsum("bhc,rco->bhro", x[:, :, 0], kernel[:, 0]))
+    y = y.at[:, :, -1, 1].add(-jnp.einsum("bhc,rco->bhro", x[:, :, -1], kernel[:, 2]))
+    y = y.reshape(batch, height + 2, 2 * width, 3, outputs)
+    # Row 2i + p, of which tap t sees row 2i + p + t - 1, if there is one.
+    row = jnp.arange(2 * height).reshape(height, 2)
+    rows = bias.astype(jnp.float32)
+    for tap in range(3):
+        inside = (row + tap >= 1) & (row + tap <= 2 * height)
+        for first in range(3):
+            if _DOUBLED[:, tap, first].any():
+                share = (_DOUBLED[:, tap, first] * inside)[:, :, None, None]
+                rows += share * y[:, first : first + height, None, :, tap]
+    return rows.reshape(batch, 2 * height, 2 * width, outputs).astype(x.dtype)
+
+
+@jax.custom_vjp
+def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]) -> Float[Array, "b h2 w2 c"]:
+    """3×3 convolution of each channel by itself, without padding: a sum of nine products.
+
+    Its gradients are such sums, too. XLA's grouped convolution, and the gradient that JAX derives from this
+    sum, take thirty times as long on a CPU.
+    """
+    x = lax.optimization_barrier(x)
+    height, width = x.shape[1] - 2, x.shape[2] - 2
+    return sum(kernel[i, j] * x[:, i : i + height, j : j + width] for i in range(3) for j in range(3))
+
+
+def _depthwise_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Computed once: XLA would fuse what gives x and g into each of the nine products.
+    x, g = lax.optimization_barrier((residuals[0], g))
+    kernel = residuals[1]
+    channels = g.shape[-1]
+    # Seen from the input, the kernel is mirrored.
+    padded = jnp.pad(g, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    ones = jnp.ones((1, g.size // channels), g.dtype)
+
+    def of_tap(_: None, tap: jax.Array) -> tuple[None, jax.Array]:
+        seen = lax.dynamic_slice(x, (0, tap[0], tap[1], 0), g.shape)
+        return None, ones @ lax.optimization_barrier((seen * g).reshape(-1, channels))
+
+    # A loop, so that one buffer serves all nine products.
+    taps = jnp.stack(jnp.meshgrid(jnp.arange(3), jnp.arange(3), indexing="ij"), -1).reshape(9, 2)
+    _, by_tap = lax.scan(of_tap, None, taps)
+    return depthwise(padded, kernel[::-1, ::-1]), by_tap.reshape(kernel.shape)
+
+
+depthwise.defvjp(lambda x, kernel: (depthwise(x, kernel), (x, kernel)), _depthwise_backward)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)

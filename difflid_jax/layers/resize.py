@@ -1,0 +1,68 @@
+"""Bilinear resizing, of a whole feature map or of the part of it that lies under a tile or a padded image."""
+
+from collections.abc import Sequence
+from typing import SupportsFloat
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# The part (top, left, bottom, right) of an image, in fractions of its sides: numbers or traced scalars. What
+# lies beyond 0 and 1 is padding.
+Window = Sequence[SupportsFloat]
+WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+
+
+def resize(
+    x: Float[Array, "b m n c"], size: Sequence[int], window: Window = WHOLE
+) -> Float[Array, "b h w c"]:
+    """The part `window` of x, resized to `size` (h,w); beyond the image, its edge.
+
+    Within it the same as `jax.image.resize` and `jax.image.scale_and_translate`.
+    """
+    rows, columns = (weights.astype(x.dtype) for weights, _ in bilinear_weights(size, x.shape[1:3], window))
+    tall = jnp.einsum("hi,bijc->bhjc", rows, x, precision="highest")
+    return jnp.einsum("wj,bhjc->bhwc", columns, tall, precision="highest")
+
+
+def enlarge_twice(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """`resize(x, (2h, 2w))`, without matrix products: 3/4 of the nearest pixel, 1/4 of the next."""
+    rows = jnp.concatenate([x[:, :1], x, x[:, -1:]], 1)
+    x = _interleave(rows[:, :-2], x, rows[:, 2:], axis=1)
+    columns = jnp.concatenate([x[:, :, :1], x, x[:, :, -1:]], 2)
+    return _interleave(columns[:, :, :-2], x, columns[:, :, 2:], axis=2)
+
+
+def _interleave(before: jax.Array, x: jax.Array, after: jax.Array, axis: int) -> jax.Array:
+    twice = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1)
+    return twice.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
+def average(x: Float[Array, "b h w c"], window: Window = WHOLE) -> Float[Array, "b 1 1 c"]:
+    """The float32 average of x, which covers `window`, over what of its pixels is inside the image."""
+    (_, rows), (_, columns) = bilinear_weights(x.shape[1:3], (1, 1), window)
+    inside = (rows[:, None] * columns)[:, :, None]
+    return (x * inside).sum((1, 2), keepdims=True) / inside.sum()
+
+
+def bilinear_weights(
+    size: Sequence[int], maps: Sequence[int], window: Window = WHOLE
+) -> tuple[tuple[Float[Array, "h m"], Float[Array, " h"]], tuple[Float[Array, "w n"], Float[Array, " w"]]]:
+    """Of rows and of columns: weights of m×n maps in their `window` at `size` (h,w); share inside the image.
+
+    As `jax.image.scale_and_translate(method="linear")`: pixel centres at half integers, antialiasing where it
+    shrinks. But pixels beyond the image take the values of its edge.
+    """
+    top, left, bottom, right = window
+    return _weights(size[0], maps[0], top, bottom), _weights(size[1], maps[1], left, right)
+
+
+def _weights(many: int, few: int, start: SupportsFloat, stop: SupportsFloat) -> tuple[jax.Array, jax.Array]:
+    index = jnp.arange(many, dtype=jnp.float32)
+    step = 1 / jnp.asarray(many / ((stop - start) * few), jnp.float32)
+    # How much of each pixel is inside: at a deep level one may be half of image, half of padding.
+    inside = jnp.clip((1 - start) * many / (stop - start) - index, 0, 1)
+    position = jnp.clip((index + 0.5) * step + start * few - 0.5, -0.5, few - 0.5)
+    distance = jnp.abs(position[:, None] - jnp.arange(few, dtype=jnp.float32)) / jnp.maximum(step, 1)
+    weights = jnp.maximum(0, 1 - distance)
+    return weights / weights.sum(1, keepdims=True), inside
