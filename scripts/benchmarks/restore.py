@@ -1,22 +1,22 @@
-"""How long a photograph takes and how much memory, from 0.3 to 12 megapixels.
+"""How long restoring a photograph takes and how much memory, from 0.3 to 12 megapixels.
 
     python scripts/benchmark.py restore
-    python scripts/benchmark.py restore --weights=runs/its --megapixels=0.3,2 --deviation
+    python scripts/benchmark.py restore --weights=runs/its --megapixels=0.3,2 --plain --deviation
 
-For each size a photograph is restored by `python -m difflid_jax.restore` in a process of its own, first with
-an empty compilation cache (cold), then again (warm); the peak of memory is the larger of the two. "Call" is
-the least time of a call in a running process. The floor is what the call's arithmetic would take at the rate
-of one large matrix product measured here: FLOP are XLA's count before optimisation, a multiply-add as two,
-first of the network as its definition says, 3×3 convolutions of enlarged pictures, then of what is computed
-instead (`network/convolutions.py`).
+For each size `python -m difflid_jax.restore` restores a photograph in a process of its own, first with an
+empty compilation cache (cold), then again (warm); the peak of memory is the larger of the two. "call" is the
+least time of a call in a running process, "plain" that of the layers' plain forms, which accelerators run
+(--plain), in place of the forms for this platform. The floors are what the matrix products and convolutions
+of the plain forms and of the CPU's would take at the rate of one large matrix product, measured here.
 
 --deviation: how far a large photograph restored in tiles, with features and gates from the working size, is
 from the same restored in one piece with features at full size (mean and 99th percentile, of 255). It takes
-much memory. Without --weights the shipped restorer is measured or, where none is shipped, one of --preset
-with random weights.
+much memory. Without --weights the shipped restorer is measured or, if none is shipped, one of --preset with
+random weights.
 """
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -24,35 +24,35 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
+from jax.extend.core import Jaxpr
 from PIL import Image
 
 from difflid_jax.cli import UsageError, run
 from difflid_jax.data.photographs import photographs
 from difflid_jax.features.build import build_features
 from difflid_jax.features.h_space import HSpaceSpec
-from difflid_jax.layers import attention
-from difflid_jax.network import difflid
+from difflid_jax.layers.cpu import form
 from difflid_jax.network.difflid import PRESETS, DiffLI2D, NetworkSpec
 from difflid_jax.restoration import tiles
 from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.restoration.restorer import Restorer
-from difflid_jax.training.throughput import flops
 from difflid_jax.weights import store
 
 _WEIGHTS = flags.DEFINE_string("weights", "", "Shipped name, folder or workdir of a restorer.")
-_PRESET = flags.DEFINE_enum("preset", "slim", list(PRESETS), "Network where nothing is shipped.")
+_PRESET = flags.DEFINE_enum("preset", "slim", list(PRESETS), "Network if nothing is shipped.")
 _SIZES = flags.DEFINE_list("megapixels", ["0.3", "2", "12"], "Sizes; 0.3 is 620×460, the others are 4:3.")
-_TURNS = flags.DEFINE_integer("turns", 3, "Calls measured of each size, at the least.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 3, "Calls per size, at least.", lower_bound=1)
+_PLAIN = flags.DEFINE_bool("plain", False, "Time the plain forms, too.")
 _DEVIATION = flags.DEFINE_bool("deviation", False, "Measure the deviation of the working size, at 2 MP.")
 
-# A size is called for so long, at the least.
+# A size is called for at least this long.
 _LEAST_SECONDS = 5
 
 
@@ -68,8 +68,8 @@ def main(argv: Sequence[str]) -> None:
         weights = _weights(root / "weights")
         restorer = load_restorer(weights)
         print(f"{weights}: {restorer.parameters:,} parameters, {restorer.frozen_parameters:,} frozen")
-        times = "".join(f"{name:>9}" for name in ("cold", "warm", "call", "per MP", "floor"))
-        print(f"{'size':>12}{'MP':>7}{times}{'times':>7}{'computed':>10}{'peak':>10}")
+        columns = ("cold", "warm", "call", "plain", "per MP", "floor", "CPU floor")
+        print(f"{'size':>12}{'MP':>7}{''.join(f'{name:>11}' for name in columns)}{'peak':>12}")
         for size in sizes:
             _measure(restorer, weights, size, root / f"{size[0]}x{size[1]}")
         if _DEVIATION.value:
@@ -81,25 +81,28 @@ def _measure(restorer: Restorer, weights: str, size: tuple[int, int], folder: Pa
     folder.mkdir()
     Image.fromarray(photo).save(folder / "photo.jpg", quality=92)
     (cold, first), (warm, second) = (_program(weights, folder) for _ in range(2))
-    restorer(photo)
+    forms = [None, "plain"] if _PLAIN.value else [None]
+    for name in forms:
+        with form(name):
+            restorer(photo)
     # In turns: what else a machine does comes and goes.
-    calls, rates = [], []
-    while len(calls) < _TURNS.value or sum(calls) < _LEAST_SECONDS:
+    calls, rates = {name: [] for name in forms}, []
+    while len(rates) < _TURNS.value or sum(calls[None]) < _LEAST_SECONDS:
         rates.append(_rate())
-        start = time.perf_counter()
-        restorer(photo)
-        calls.append(time.perf_counter() - start)
-    megapixels = size[0] * size[1] / 1e6
-    rate = max(rates)
-    with _as_defined():
-        floor = _flops(restorer, size) / rate
-    computed = _flops(restorer, size) / rate
-    print(
-        f"{size[1]:>7}×{size[0]:<4}{megapixels:>7.2f}{cold:>7.1f} s{warm:>7.1f} s{min(calls):>7.2f} s"
-        f"{min(calls) / megapixels:>7.2f} s{floor:>7.2f} s{min(calls) / floor:>7.2f}{computed:>8.2f} s"
-        f"{max(first, second) / 2**20:>6,.0f} MiB",
-        flush=True,
-    )
+        for name in forms:
+            with form(name):
+                start = time.perf_counter()
+                restorer(photo)
+                calls[name].append(time.perf_counter() - start)
+    megapixels, call = size[0] * size[1] / 1e6, min(calls[None])
+    plain = min(calls.get("plain", [math.nan]))
+    floors = []
+    for name in ("plain", "cpu"):
+        with form(name):
+            floors.append(_flops(restorer, size) / max(rates))
+    seconds = "".join(f"{x:>9.2f} s" for x in (cold, warm, call, plain, call / megapixels, *floors))
+    peak = max(first, second) / 2**20
+    print(f"{size[1]:>7}×{size[0]:<4}{megapixels:>7.2f}{seconds}{peak:>8,.0f} MiB", flush=True)
 
 
 def _program(weights: str, folder: Path) -> tuple[float, int]:
@@ -112,57 +115,61 @@ def _program(weights: str, folder: Path) -> tuple[float, int]:
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    said = process.stderr.read()
+    errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     spent = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise UsageError(f"the program failed: {said}")
+        raise UsageError(f"the program failed: {errors}")
     return spent, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _as_defined():
-    """A context in which the network is what its definition says."""
-
-    def of_the_enlarged(conv: nnx.Conv, x: jax.Array) -> jax.Array:
-        # Repeated pixels cost no arithmetic, as interpolated ones almost none.
-        return conv(x.repeat(2, 1).repeat(2, 2))
-
-    def itself(conv: nnx.Conv, x: jax.Array) -> jax.Array:
-        return conv(x)
-
-    return mock.patch.multiple(difflid, enlarged=of_the_enlarged, to_few=itself, from_few=itself)
 
 
 def _flops(restorer: Restorer, size: tuple[int, int]) -> float:
     """Of one call: in one piece at its own size, or the view of the whole and each pixel once."""
     height, width = size
 
-    def shape(rows, columns):
+    def shape(rows: int, columns: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, rows, columns, 3), jnp.float32)
 
-    def whole(x):
+    def whole(x: jax.ShapeDtypeStruct) -> float:
         return _count(restorer.traced, restorer.params, restorer.frozen, x)
 
-    # XLA counts the body of a loop once: no chunks.
-    with mock.patch.dict(attention._MAX_SCORES, cpu=1 << 62):
-        if height * width <= tiles.WORKING_PIXELS:
-            return whole(shape(height, width))
-        programs = restorer.programs
-        view = shape(*tiles.working_size(height, width, programs.geometry.common))
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        maps = jax.eval_shape(programs.functions["see"], restorer.frozen, view, key)
-        restore = programs.functions["restore"]
-        _, gates = jax.eval_shape(lambda *x: restore(*x, None), restorer.params, view, maps)
-        tile = shape(512, 512)
-        window = (jax.ShapeDtypeStruct((), jnp.float32),) * 4
-        of_tile = _count(programs.functions["restore_tile"], restorer.params, tile, maps, gates, window)
-        return whole(view) + of_tile * height * width / 512**2
+    if height * width <= tiles.WORKING_PIXELS:
+        return whole(shape(height, width))
+    programs = restorer.programs
+    view = shape(*tiles.working_size(height, width, programs.geometry.common))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    maps = jax.eval_shape(programs.functions["see"], restorer.frozen, view, key)
+    restore = programs.functions["restore"]
+    _, gates = jax.eval_shape(lambda *x: restore(*x, None), restorer.params, view, maps)
+    window = (jax.ShapeDtypeStruct((), jnp.float32),) * 4
+    restore_tile = programs.functions["restore_tile"]
+    of_tile = _count(restore_tile, restorer.params, shape(512, 512), maps, gates, window)
+    return whole(view) + of_tile * height * width / 512**2
 
 
-def _count(function: Callable, *arguments) -> float:
-    # A new function, which JAX has not traced yet.
-    return flops(jax.jit(lambda *arguments: function(*arguments)).lower(*arguments))
+def _count(function: Callable, *arguments: Any) -> float:
+    """FLOP of the matrix products and convolutions of `function`; loops count as often as they turn."""
+    return _operations(jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr)
+
+
+def _operations(jaxpr: Jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, outputs = equation.primitive.name, math.prod(equation.outvars[0].aval.shape)
+        if name == "dot_general":
+            left, (contracted, _) = equation.invars[0].aval.shape, equation.params["dimension_numbers"][0]
+            total += 2 * outputs * math.prod(left[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel, layout = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+            total += 2 * outputs * math.prod(kernel) / kernel[layout[0]]
+        elif name == "cond":
+            total += max(_operations(branch.jaxpr) for branch in equation.params["branches"])
+        else:
+            inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+            turns = equation.params.get("length", 1) if name == "scan" else 1
+            total += turns * sum(_operations(value) for value in inner if isinstance(value, Jaxpr))
+    return total
 
 
 def _rate() -> float:
