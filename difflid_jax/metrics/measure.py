@@ -92,7 +92,9 @@ def equal_size_batches(examples: Iterable[Example], batch_size: int) -> Iterator
 
 
 def prepare(
-    restored: Float[Array, "b h w 3"], clean: Float[Array, "b h w 3"], protocol: Protocol
+    restored: Float[Array | np.ndarray, "b h w 3"],
+    clean: Float[Array | np.ndarray, "b h w 3"],
+    protocol: Protocol,
 ) -> Float[Array, "b h w 3"]:
     """The restored images as the protocol scores them: float32 RGB in [0,1]."""
     return _prepare(restored, clean, protocol)

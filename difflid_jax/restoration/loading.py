@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from difflid_jax.cli import resolve_dtype
 from difflid_jax.features.build import FrozenFeatures, build_features
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
@@ -16,7 +16,7 @@ from difflid_jax.restoration.plan import checked_tile
 from difflid_jax.restoration.restorer import Restorer
 from difflid_jax.weights import store
 
-DTYPES = ("auto", "float32", "bfloat16")
+_DTYPES = ("auto", "float32", "bfloat16")
 
 
 def load_restorer(
@@ -34,7 +34,9 @@ def load_restorer(
     Raises FileNotFoundError for missing weights, ValueError for another dtype or tile, for weights of another
     kind, version or architecture, and for a prior other than the one the restorer was trained with.
     """
-    dtype, tile = checked_dtype(dtype), checked_tile(tile)
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, found {dtype!r}")
+    tile = checked_tile(tile)
     folder = Path(name_or_folder).expanduser()
     if (folder / "weights" / store.FILE).is_file() and not (folder / store.FILE).exists():
         name_or_folder = folder / "weights"
@@ -46,7 +48,7 @@ def load_restorer(
         spec, kind = weights.spec(PlusSpec), DiffLI2DPlus
     else:
         spec, kind = weights.spec(NetworkSpec), DiffLI2D
-    features = _features(weights, prior, dtype)
+    features = _features(weights, prior, resolve_dtype(dtype))
     if spec.feature_channels != features.channels:
         raise ValueError(
             f"{where}: expected features of {spec.feature_channels} channels, found {features.channels} "
@@ -58,15 +60,6 @@ def load_restorer(
     return Restorer.of(
         network, features, noise_seed=weights.metadata.get("noise_seed", 0), tile=tile, facts=facts
     )
-
-
-def checked_dtype(dtype: str) -> str:
-    """The name of a dtype to compute features in, 'auto' resolved. Raises ValueError for another name."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
-    if dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return dtype
 
 
 def _features(weights: store.Weights, prior: str | os.PathLike | None, dtype: str) -> FrozenFeatures:

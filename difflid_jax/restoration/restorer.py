@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32, Shaped
 
 from difflid_jax.compiled import bounded_jit
 from difflid_jax.features.build import FrozenFeatures
@@ -28,6 +29,7 @@ from difflid_jax.restoration.plan import Geometry, Size, Whole, checked_tile, pl
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 OnTile = Callable[[int, int], None]
+Pixels = Shaped[np.ndarray, "h w *channels"]
 
 
 class Programs:
@@ -63,7 +65,7 @@ class Programs:
         """How many programs are held."""
         return sum(len(program.programs) for program in (self.see, self.restore, self.restore_tile))
 
-    def traced(self, params: Any, frozen: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+    def traced(self, params: Any, frozen: Any, x: Float[Array, "b h w 3"], key: Array) -> Array:
         """See `Restorer.traced`."""
         see, restore = self.functions["see"], self.functions["restore"]
         if not all(isinstance(side, int) for side in x.shape[1:3]):
@@ -122,13 +124,11 @@ class Restorer:
         strength = checked_strength(strength)
         return image_kinds.through(image, lambda pixels: self.restore_pixels(pixels, strength, on_tile))
 
-    def restore_array(self, hazy: np.ndarray) -> np.ndarray:
+    def restore_array(self, hazy: Float[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
         """float32 (H,W,3) in [0,1] → the same, restored."""
         return self.restore_pixels(np.asarray(hazy, np.float32))
 
-    def restore_pixels(
-        self, pixels: np.ndarray, strength: float = 1.0, on_tile: OnTile | None = None
-    ) -> np.ndarray:
+    def restore_pixels(self, pixels: Pixels, strength: float = 1.0, on_tile: OnTile | None = None) -> Pixels:
         """(H,W) or (H,W,3), uint8, uint16 or float32 in [0,1] → the same, restored.
 
         Raises: ValueError if the network's output is not finite.
@@ -151,14 +151,14 @@ class Restorer:
             out[rows] = _as_type(restored, pixels.dtype)
         return out
 
-    def traced(self, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+    def traced(self, params: Any, frozen: Any, x: Float[Array, "b h w 3"]) -> Array:
         """x (B,H,W,3) in [-1,1] → restored (B,H,W,3), in one piece; pure, to be traced (export, counting).
 
         H and W may be symbolic if they are multiples of `Geometry.common`.
         """
         return self.programs.traced(params, frozen, x, jax.random.key(self.noise_seed))
 
-    def _bands(self, pixels: np.ndarray, on_tile: OnTile | None) -> Iterator[tuple[int, np.ndarray]]:
+    def _bands(self, pixels: Pixels, on_tile: OnTile | None) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, restored rows in [-1,1]), from top to bottom."""
         steps = plan(*pixels.shape[:2], self.programs.geometry, self.tile)
         if isinstance(steps, Whole):
@@ -179,7 +179,7 @@ class Restorer:
         grid = tiles.grid(*steps.padded, steps.tile, geometry.stride, geometry.reach)
         yield from tiles.blend(grid, restore, on_tile)
 
-    def _whole(self, pixels: np.ndarray, piece: Whole) -> tuple[jax.Array, Any, Any]:
+    def _whole(self, pixels: Pixels, piece: Whole) -> tuple[jax.Array, Any, Any]:
         """(restored (1,H,W,3), maps, gates), with the size and the maps that the plan names."""
         view = resized(_signed(_padded(pixels, piece.extent)), piece.view)[None]
         maps = self.programs.see(self.frozen, view, jax.random.key(self.noise_seed))
@@ -200,7 +200,7 @@ def _count(state: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
-def _padded(pixels: np.ndarray, size: Size) -> np.ndarray:
+def _padded(pixels: Pixels, size: Size) -> Shaped[np.ndarray, "rows columns *channels"]:
     """Reflected at the bottom and the right, as often as needed."""
     missing = (size[0] - pixels.shape[0], size[1] - pixels.shape[1])
     if not any(missing):
@@ -208,14 +208,14 @@ def _padded(pixels: np.ndarray, size: Size) -> np.ndarray:
     return np.pad(pixels, [(0, n) for n in missing] + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
 
 
-def _overview(pixels: np.ndarray, size: Size) -> np.ndarray:
+def _overview(pixels: Pixels, size: Size) -> Shaped[np.ndarray, "rows columns *channels"]:
     """The pixels themselves if they have this size, else area averages, float32 in [0,1]."""
     if pixels.shape[:2] == size:
         return pixels
     return resized(pixels, size, average=True) / np.float32(_top(pixels.dtype))
 
 
-def _coloured(x: np.ndarray) -> np.ndarray:
+def _coloured(x: Pixels) -> Shaped[np.ndarray, "h w 3"]:
     return x if x.ndim == 3 else np.repeat(x[..., None], 3, axis=-1)
 
 
@@ -223,15 +223,16 @@ def _top(dtype: np.dtype) -> float:
     return float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
 
 
-def _unit(pixels: np.ndarray) -> np.ndarray:
-    """float32 in [0,1]."""
+def _unit(pixels: Pixels) -> Float32[np.ndarray, "h w *channels"]:
+    """In [0,1]."""
     return np.clip(pixels.astype(np.float32) / _top(pixels.dtype), 0, 1)
 
 
-def _signed(pixels: np.ndarray) -> np.ndarray:
-    """float32 (H,W,3) in [-1,1]."""
+def _signed(pixels: Pixels) -> Float32[np.ndarray, "h w 3"]:
+    """In [-1,1]."""
     return _coloured(_unit(pixels)) * 2 - 1
 
 
-def _as_type(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _as_type(x: Pixels, dtype: np.dtype) -> Pixels:
+    """x in [0,1] as a dtype, integers over their whole range."""
     return np.rint(x * _top(dtype)).astype(dtype) if dtype.kind == "u" else x.astype(dtype)

@@ -48,7 +48,7 @@ def test_uniform_ssim_is_scikit_images_default_on_photographs(pairs):
     np.testing.assert_allclose(ssim(*pairs, window="uniform"), wanted, atol=1e-5)
 
 
-def test_pictures_are_averaged_down_as_by_pytorch():
+def test_images_are_averaged_down_as_by_pytorch():
     recorded = np.load(GOLDEN / "adaptive_pool_torch.npz")
     image = np.random.default_rng(7).random((1, 700, 901, 3)).astype(np.float32)
     shrunk = shrunk_to_256(image)

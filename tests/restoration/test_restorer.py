@@ -192,6 +192,11 @@ def test_weights_that_do_not_fit_are_refused(restorer_folder, prior_folder, tmp_
     ):
         with pytest.raises(error, match=message):
             load_restorer(folder)
+    for dtype in ("float16", "double"):
+        with pytest.raises(
+            ValueError, match=f"dtype: expected one of auto, float32, bfloat16, found '{dtype}'"
+        ):
+            load_restorer(restorer_folder, dtype=dtype)
     found = load_restorer(saved("moved", prior=str(tmp_path / "gone")), prior=prior_folder)
     assert isinstance(found, Restorer)
 
