@@ -15,6 +15,7 @@ PROGRAMS = {
         "evaluate",
         "check_data",
         "synthesize",
+        "reproduce",
         "extract",
         "sample",
         "pretrain",

@@ -100,6 +100,24 @@ def test_an_unusable_cache_directory_means_no_cache(monkeypatch, tmp_path):
     assert cli._cache_folder() is None
 
 
+LISTED = """
+import importlib, sys
+from absl import flags
+from difflid_jax.__main__ import PROGRAMS
+for name, module in PROGRAMS.items():
+    if module.startswith("convert_weights"):
+        continue
+    importlib.import_module(module).define_flags(flags.FlagValues())
+    assert "jax" not in sys.modules, f"{name} imports JAX before its flags are read"
+"""
+
+
+def test_no_program_imports_jax_before_its_flags_are_read():
+    """So --help and a usage error answer in well under a second."""
+    found = subprocess.run([sys.executable, "-c", LISTED], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 CACHED = """
 import jax
 from difflid_jax.cli import use_compilation_cache

@@ -67,7 +67,7 @@ def test_one_process_alone_gathers_its_own_statistics_bit_for_bit():
 def test_bad_input_is_refused():
     one = FeatureStatistics.of(features(1, 4, seed=6))
     two = FeatureStatistics.of(features(2, 4, seed=7))
-    with pytest.raises(ValueError, match="at least two pictures in each set, found 1"):
+    with pytest.raises(ValueError, match="at least two images in each set, found 1"):
         frechet_distance(one, two)
     with pytest.raises(ValueError, match="4 and of 5 channels"):
         two + FeatureStatistics.of(features(2, 5, seed=8))

@@ -50,7 +50,7 @@ def test_uniform_ssim_is_scikit_images_default_on_photographs(pairs):
 
 def test_images_are_averaged_down_as_by_pytorch():
     recorded = np.load(GOLDEN / "adaptive_pool_torch.npz")
-    image = np.random.default_rng(7).random((1, 700, 901, 3)).astype(np.float32)
+    image = jnp.asarray(np.random.default_rng(7).random((1, 700, 901, 3)), jnp.float32)
     shrunk = shrunk_to_256(image)
     assert shrunk.shape == tuple(recorded["shape"])
     np.testing.assert_allclose(shrunk[:, ::19, ::19], recorded["every_19"], atol=1e-6)
@@ -59,12 +59,12 @@ def test_images_are_averaged_down_as_by_pytorch():
 @pytest.mark.parametrize(("side", "shrunk"), [(383, 383), (384, 192), (640, 320), (641, 213)])
 def test_the_factor_is_rounded_as_python_rounds(side, shrunk):
     # 384/256 = 1.5 → 2, 640/256 = 2.5 → 2 (to even), 641/256 → 3.
-    assert shrunk_to_256(np.zeros((1, side, side + 100, 1), np.float32)).shape[1] == shrunk
+    assert shrunk_to_256(jnp.zeros((1, side, side + 100, 1))).shape[1] == shrunk
 
 
 def test_downsampled_ssim_is_the_ssim_of_the_shrunk_pictures():
     a, b = np.random.default_rng(0).random((2, 1, 384, 400, 1)).astype(np.float32)
-    wanted = ssim(shrunk_to_256(a), shrunk_to_256(b))
+    wanted = ssim(shrunk_to_256(jnp.asarray(a)), shrunk_to_256(jnp.asarray(b)))
     np.testing.assert_allclose(ssim(a, b, downsample=True), wanted, atol=1e-6)
     assert abs(float(wanted[0] - ssim(a, b)[0])) > 1e-3
 
