@@ -1,7 +1,9 @@
 """DiffLI²D (ECCV 2024) in JAX/Flax: dehazing guided by the h-space of a frozen diffusion model.
 
-In Python, `restorer = difflid_jax.load_restorer()` and then `clean = restorer(image)`: a PIL image, a NumPy
-or a JAX array in, the same kind out. Programs: `python -m difflid_jax.restore --help` and its neighbours.
+    restorer = difflid_jax.load_restorer()
+    clean = restorer(image)  # a PIL image, a NumPy or a JAX array; returns the same kind
+
+Programs: `difflid`, or `python -m difflid_jax`, lists them.
 """
 
 import os
@@ -14,12 +16,12 @@ __version__ = "0.1.0"
 
 
 def load_restorer(name_or_folder: str | os.PathLike = "haze", **options) -> "Restorer":
-    """The restorer of a shipped name ("haze") or of a folder of one's own training run.
+    """Load a restorer: a shipped one by its name ("haze"), or one's own from a weights folder or workdir.
 
-    options: see `difflid_jax.restoration.loading.load_restorer`. Sets XLA's flags for the CPU where the
-    environment has none (`cli.tune_cpu`): JAX reads them when it first computes.
+    options: see `difflid_jax.restoration.loading.load_restorer`. Sets XLA's flags for the CPU if the
+    environment sets none (`cli.tune_cpu`); JAX reads them at its first computation.
     """
-    # Here and not above: reading the version should not take as long as loading JAX.
+    # Here, because importing the package should not take as long as importing JAX.
     from difflid_jax.cli import tune_cpu
     from difflid_jax.restoration.loading import load_restorer
 
