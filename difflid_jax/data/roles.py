@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from itertools import combinations
 
-from difflid_jax.data.pairing.leakage import Photo, same_photographs
+from difflid_jax.data.pairing.leakage import Photo, same_photographs, thumbnails
 from difflid_jax.data.pairing.report import Finding
 from difflid_jax.data.sources import DataSet
 
@@ -21,33 +21,40 @@ def report_roles(roles: Mapping[str, DataSet], *, progress: bool = True) -> str:
         if data.report is not None:
             texts.setdefault(data.report.text(), []).append(role)
     lines = [f"{' and '.join(named)}: {text}" for text, named in texts.items()]
-    for known, asked in combinations(roles, 2):
-        for leak in find_shared(roles[known], roles[asked], known, asked, progress=progress):
-            lines.append(f"warning: {leak.line()}")
+    lines += [f"warning: {leak.line()}" for leak in find_shared(roles, progress=progress)]
     return "\n".join(lines)
 
 
-def find_shared(
-    known: DataSet, asked: DataSet, known_role: str, asked_role: str, *, progress: bool = True
-) -> list[Finding]:
-    """Warnings for images of `asked` that are also in `known`.
+def find_shared(roles: Mapping[str, DataSet], *, progress: bool = True) -> list[Finding]:
+    """Warnings for clean images that two roles share.
 
-    Equal files are found by their content. If both sets together have at most `MOST_COMPARED` clean images,
+    Equal files are found by their content. If all roles together have at most `MOST_COMPARED` clean images,
     photographs that were encoded, mirrored or framed anew are found, too.
     """
-    photos, others = _photos(known), _photos(asked)
-    equal = [f"{photo.name} is {photos[key].name}" for key, photo in others.items() if key in photos]
+    photos = {role: _photos(data) for role, data in roles.items()}
+    small = {}
+    if len(roles) > 1 and sum(map(len, photos.values())) <= MOST_COMPARED:
+        small = {role: thumbnails(list(found.values()), progress) for role, found in photos.items()}
     findings = []
-    if equal:
-        words = f"{len(equal)} of {len(others)} {asked_role} images are also {known_role} images"
-        findings.append(Finding("warning", words, tuple(equal)))
-    others = {key: photo for key, photo in others.items() if key not in photos}
-    if others and photos and len(photos) + len(others) <= MOST_COMPARED:
-        alike = same_photographs(list(photos.values()), list(others.values()), progress=progress)
-        if alike:
-            words = f"{len(alike)} {asked_role} images show the same photographs as {known_role} images"
-            named = tuple(f"{scored.name} shows {trained.name}" for scored, trained in alike)
-            findings.append(Finding("warning", words, named))
+    for known, asked in combinations(roles, 2):
+        equal = [
+            f"{photo.name} is {photos[known][key].name}"
+            for key, photo in photos[asked].items()
+            if key in photos[known]
+        ]
+        if equal:
+            words = f"{len(equal)} of {len(photos[asked])} {asked} images are also {known} images"
+            findings.append(Finding("warning", words, tuple(equal)))
+        if small:
+            keys, names = list(photos[asked]), [photo.name for photo in photos[known].values()]
+            alike = tuple(
+                f"{photos[asked][keys[j]].name} shows {names[i]}"
+                for j, i in same_photographs(small[known], small[asked])
+                if keys[j] not in photos[known]
+            )
+            if alike:
+                words = f"{len(alike)} {asked} images show the same photographs as {known} images"
+                findings.append(Finding("warning", words, alike))
     return findings
 
 

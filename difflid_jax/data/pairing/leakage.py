@@ -46,32 +46,33 @@ def find_leaks(
     if equal:
         findings.append(Finding("warning", f"{len(equal)} test files are also training files", tuple(equal)))
     if thorough and train and test:
-        alike = [
-            f"{scored.name} shows {trained.name}"
-            for scored, trained in same_photographs(_photos(train), _photos(test), progress=progress)
-            if scored.name != trained.name
-        ]
+        known, asked = _photos(train), _photos(test)
+        same = same_photographs(thumbnails(known, progress), thumbnails(asked, progress))
+        alike = [f"{asked[j].name} shows {known[i].name}" for j, i in same if asked[j].name != known[i].name]
         if alike:
             words = f"{len(alike)} test photographs are also among the training photographs"
             findings.append(Finding("warning", words, tuple(alike)))
     return findings
 
 
-def same_photographs(
-    train: Sequence[Photo], test: Sequence[Photo], *, progress: bool = True
-) -> list[tuple[Photo, Photo]]:
-    """(test, train) photos that show the same photograph, at most one for each of `test`.
+def thumbnails(photos: Sequence[Photo], progress: bool = True) -> np.ndarray:
+    """float32 (N,2,side²), zero mean and unit length: each image, and each without RESIDE's border.
 
-    Thumbnails are compared, also mirrored and without RESIDE's border, which finds copies in another
-    format, size or frame. Every image is decoded.
+    Every image is decoded.
     """
-    known = np.stack(in_threads(_thumbnails, train, "comparing with training images", progress))
-    asked = np.stack(in_threads(_thumbnails, test, "comparing test images", progress))
+    return np.stack(in_threads(_thumbnails, photos, "comparing images", progress))
+
+
+def same_photographs(known: np.ndarray, asked: np.ndarray) -> list[tuple[int, int]]:
+    """Positions (in `asked`, in `known`) of `thumbnails` of the same photograph, at most one for each asked.
+
+    Compared as they are, mirrored, and without a border, which finds copies in another format, size or frame.
+    """
     mirrored = asked.reshape(*asked.shape[:2], _SIDE, _SIDE)[..., ::-1].reshape(asked.shape)
     # (train, frame) × (test, frame): the best agreement over frames and mirroring.
     likeness = np.maximum(_likeness(known, asked), _likeness(known, mirrored))
     best = likeness.argmax(axis=0)
-    return [(test[j], train[i]) for j, i in enumerate(best) if likeness[i, j] > SAME_PHOTOGRAPH]
+    return [(j, int(i)) for j, i in enumerate(best) if likeness[i, j] > SAME_PHOTOGRAPH]
 
 
 def _photos(pairs: Sequence[Pair]) -> list[Photo]:
@@ -85,13 +86,10 @@ def _likeness(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def _thumbnails(photo: Photo) -> np.ndarray:
-    """(2, side²) float32, zero mean and unit length: the image, and the image without its border."""
     grey = Image.fromarray(photo.load()).convert("L")
     border = _BORDER if min(grey.size) > 20 * _BORDER else 0
     framed = grey.crop((border, border, grey.width - border, grey.height - border))
-    thumbnails = [
-        np.asarray(p.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32) for p in (grey, framed)
-    ]
-    flat = np.stack(thumbnails).reshape(2, -1)
+    small = [image.resize((_SIDE, _SIDE), Image.Resampling.BOX) for image in (grey, framed)]
+    flat = np.stack([np.asarray(image, np.float32) for image in small]).reshape(2, -1)
     flat -= flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
