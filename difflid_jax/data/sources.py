@@ -104,13 +104,8 @@ def open_data(
             nothing has depth; all named.
         OSError: no such path, a cache folder that cannot be written, or a disk that lacks room.
     """
-    if source not in SOURCES:
-        raise ValueError(f"the source of images must be one of {', '.join(SOURCES)}, not {source!r}")
     root, report = os.path.expanduser(os.fspath(root)), None
-    if not root and source != "photographs":
-        raise ValueError(f"the source {source!r} needs the path of its images (--config.data.train etc.)")
-    if ids and (source in ("folders", "tfds") or not root):
-        raise ValueError("ids select images with measured depth, which this source has not")
+    _check_source(source, root, ids)
     if source == "folders":
         items, elements, names, report = _paired(root, dataset, split, allow_missing, thorough, progress)
     elif source == "tfds":
@@ -136,6 +131,15 @@ def open_data(
     return DataSet(
         kind, store, np.asarray(elements), tuple(names), fingerprint(items, keys), tuple(keys), report
     )
+
+
+def _check_source(source: str, root: str, ids: tuple) -> None:
+    if source not in SOURCES:
+        raise ValueError(f"the source of images must be one of {', '.join(SOURCES)}, not {source!r}")
+    if not root and source != "photographs":
+        raise ValueError(f"the source {source!r} needs the path of its images (--config.data.train etc.)")
+    if ids and (source in ("folders", "tfds") or not root):
+        raise ValueError("ids select images with measured depth, which this source does not have")
 
 
 def _paired(

@@ -175,8 +175,8 @@ def test_bad_roots_are_named(nyu, sots, tmp_path):
         ("rgbd", nyu, "1 of the 2 ids 4-5 do not exist, first 5"),
         ("photographs", sots, "ids select images with depth, but nothing here"),
         ("images", sots, "ids select images with depth, but nothing here"),
-        ("photographs", "", "which this source has not"),
-        ("folders", sots, "which this source has not"),
+        ("photographs", "", "which this source does not have"),
+        ("folders", sots, "which this source does not have"),
     ]:
         with pytest.raises(ValueError, match=message):
             _open(source, root, tmp_path, dataset="sots_indoor", ids=(4, 5))
