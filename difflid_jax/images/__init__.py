@@ -1,1 +1,1 @@
-"""Photographs of people: reading, writing, metadata, kinds of arrays."""
+"""Images: strict reading for data sets, photographs with their metadata, kinds of arrays, contact sheets."""
