@@ -1,12 +1,12 @@
-"""The learning curves of runs side by side: a picture, and a table of their spread over seeds.
+"""Compare the learning curves of runs: a figure, and a table of their spread over seeds.
 
     python scripts/compare_runs.py --output=results/rebuilt --run=full=runs/rebuilt/full-0 \
         --run=full=runs/rebuilt/full-1 --run=random=runs/rebuilt/random-0
 
 Each --run is LABEL=WORKDIR; workdirs with the same label are seeds of one arm. Reads the evaluations in their
-metrics.jsonl (kind `validation`), which may still grow, and writes OUTPUT.png and OUTPUT.md. The table gives,
-for every arm, the mean over its seeds at the last step that all runs have reached, each seed's own value, and
-the standard deviation where there are several.
+metrics.jsonl (kind `validation`), which may still grow, and writes OUTPUT.png and OUTPUT.md. For each arm
+the table gives the mean over its seeds at the last step that all runs have reached, the standard deviation,
+and each seed's value.
 """
 
 import json
@@ -23,7 +23,7 @@ Curve = dict[int, float]  # step → score
 
 
 def read_curve(workdir: Path, metric: str) -> Curve:
-    """The validation scores of a run. Raises ValueError where it has none."""
+    """The validation scores of a run. Raises ValueError if it has none."""
     lines = [json.loads(line) for line in (workdir / METRICS).read_text().splitlines()]
     curve = {line["step"]: line[metric] for line in lines if line["kind"] == "validation" and metric in line}
     if not curve:
@@ -34,7 +34,7 @@ def read_curve(workdir: Path, metric: str) -> Curve:
 
 
 def read_arms(runs: Sequence[str], metric: str) -> dict[str, list[Curve]]:
-    """'LABEL=WORKDIR' … → the curves of every label. Raises ValueError for another form."""
+    """The curves of every label of LABEL=WORKDIR, … Raises ValueError for another form."""
     arms: dict[str, list[Curve]] = {}
     for text in runs:
         label, equals, workdir = text.partition("=")
@@ -45,7 +45,7 @@ def read_arms(runs: Sequence[str], metric: str) -> dict[str, list[Curve]]:
 
 
 def table(arms: dict[str, list[Curve]], metric: str) -> str:
-    """Markdown: every arm at the last step that all runs share. Raises ValueError where they share none."""
+    """Markdown: every arm at the last step that all runs share. Raises ValueError if they share none."""
     curves = [curve for seeds in arms.values() for curve in seeds]
     shared = set.intersection(*(set(curve) for curve in curves))
     if not shared:
@@ -61,7 +61,7 @@ def table(arms: dict[str, list[Curve]], metric: str) -> str:
 
 
 def draw(arms: dict[str, list[Curve]], metric: str, path: Path) -> None:
-    """A line for every seed, a colour for every arm."""
+    """Draw a line for each seed, in a colour for each arm."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -1,24 +1,23 @@
-"""Is a diffusion prior a real one? What to know before a restorer is built on it, by one command.
+"""Check a diffusion prior before a restorer is built on it.
 
     python scripts/prior_check.py --weights=photos64 --scenes=nyu_v2_labelled_train.tar --ids=1300-1399 \\
         --output=results/prior
 
-Everything is measured twice, on the prior and on its architecture with random weights, as training starts:
+Everything is measured twice: on the prior, and on its architecture with random weights.
 
-- the noise loss (Eq. 4) by timestep on the clean pictures;
-- the paper's claims of Sec. 4.1 on hazy and clean pictures of scenes with depth: at small t the h-spaces of
-  partners are close (within-pair over between-scene distance), at larger t hazy and clean lie apart (accuracy
-  of a linear probe on scenes that it has not seen), and how well β can be read from h (R²). How each is
-  measured: difflid_jax/evaluation/probes.py.
+- the noise loss (Eq. 4) by timestep on the clean images;
+- the paper's claims of Sec. 4.1 on hazy and clean images of scenes with depth: at small t the h-spaces of
+  partners are close (within-pair over between-scene distance), at larger t hazy and clean are apart (accuracy
+  of a linear probe on scenes it was not fitted to), and how well β can be read from h (R²). See
+  difflid_jax/evaluation/probes.py for the measures.
 
-Written to --output: prior.json, prior.md (tables), curves.png, tsne.png (Figs. 1 and 7, with the pictures
+Written to --output: prior.json, prior.md (tables), curves.png, tsne.png (Figs. 1 and 7, with the images
 themselves for comparison) and samples.png.
 
-What to expect of a good prior: a ratio that is well under the random weights' at t = 0 and grows with t, and
-an accuracy at t₂ above theirs, which is not at chance, since their features still hold a picture's mean
-colour. Random weights have a loss of 1. At large t a small loss says little (x_t is nearly all noise there):
-compare priors at small t. Choose scenes that neither the prior was trained on nor a restorer will be scored
-on.
+A good prior has a ratio well below the random weights' at t = 0 that grows with t, and an accuracy above
+theirs at t₂. Theirs is above chance, since their features still hold an image's mean colour. Random weights
+have a loss of 1. At large t a small loss says little (x_t is nearly pure noise): compare priors at small t.
+Choose scenes that the prior was not trained on and no restorer is scored on.
 """
 
 import sys
@@ -34,7 +33,14 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from difflid_jax.cli import UsageError, run, use_compilation_cache
+from difflid_jax.cli import (
+    UsageError,
+    define_path,
+    refuse_arguments,
+    refuse_existing,
+    run,
+    use_compilation_cache,
+)
 from difflid_jax.data.rgbd import FRAMES, parse_ids
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.sampling import Sampler, kept_timesteps
@@ -45,7 +51,7 @@ from difflid_jax.features.prior import Prior, load_prior, random_prior
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
-# What the results depend on, beside the scenes.
+# What the results depend on, besides the scenes.
 _ASKED = ("weights", "times", "side", "limit", "samples", "steps", "seed")
 _HEADINGS = {
     "ratio": "distance ratio",
@@ -56,13 +62,17 @@ _HEADINGS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    options = flags.FLAGS
-    if len(argv) > 1 or not (options.weights and options.scenes and options.output):
+    refuse_arguments(argv)
+    use_compilation_cache()
+    check_prior(flags.FLAGS)
+
+
+def check_prior(options: flags.FlagValues) -> None:
+    """Measure the prior that the flags name, write the files and print the tables."""
+    if not (options.weights and options.scenes and options.output):
         raise UsageError("give --weights=PRIOR, --scenes=FOLDER or TAR and --output=FOLDER, see --help")
     output = Path(options.output)
-    if (output / "prior.json").exists() and not options.overwrite:
-        raise UsageError(f"{output / 'prior.json'}: is there already; --overwrite replaces it")
-    use_compilation_cache()
+    refuse_existing(output / "prior.json", options.overwrite)
     trained = load_prior(options.weights, part="all")
     spec = trained.unet.spec
     times = _times(options.times, spec.diffusion_steps)
@@ -80,14 +90,14 @@ def main(argv: Sequence[str]) -> None:
         found[name] = {"sha256": prior.sha256, **_claims(features, pairs.beta), "loss": loss}
         maps.append([probes.t_sne(h) for h in tqdm(features.values(), "t-SNE")])
         samples.append(_samples(prior, options))
-    pictures = (probes.image_space(pairs, trained.schedule, t, options.seed) for t in times)
-    maps.append([probes.t_sne(x) for x in tqdm(pictures, "t-SNE of pictures", len(times))])
+    images = (probes.image_space(pairs, trained.schedule, t, options.seed) for t in times)
+    maps.append([probes.t_sne(x) for x in tqdm(images, "t-SNE of images", len(times))])
 
     output.mkdir(parents=True, exist_ok=True)
     write_png(output / "samples.png", _side_by_side(samples, list(found)))
     _draw_curves(found, output / "curves.png")
     _draw_maps(
-        dict(zip(("h-space", "random weights", "pictures"), maps, strict=True)), times, output / "tsne.png"
+        dict(zip(("h-space", "random weights", "images"), maps, strict=True)), times, output / "tsne.png"
     )
     asked = {name: options[name].value for name in _ASKED}
     about = {"options": asked, "scenes": list(data.names), "fingerprint": data.fingerprint}
@@ -101,7 +111,7 @@ def _times(given: Sequence[str], steps: int) -> tuple[int, ...]:
     try:
         times = tuple(dict.fromkeys(int(t) for t in given))
     except ValueError:
-        raise UsageError(f"--times {','.join(given)}: expected whole numbers with commas between") from None
+        raise UsageError(f"--times {','.join(given)}: expected whole numbers separated by commas") from None
     if not times or min(times) < 0 or max(times) >= steps:
         raise UsageError(f"--times {','.join(given)}: expected timesteps from 0 to {steps - 1}")
     return times
@@ -157,7 +167,7 @@ def _markdown(options: flags.FlagValues, count: int, found: Mapping[str, Any]) -
 
 
 def _side_by_side(samples: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """Blocks of pictures four wide under their names."""
+    """Blocks of images, four per row, under their names."""
     blocks = [contact_sheet([list(part[i : i + 4]) for i in range(0, len(part), 4)]) for part in samples]
     return contact_sheet([blocks], list(names), max_width=2000)
 
@@ -175,7 +185,7 @@ def _draw_curves(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_maps(maps: Mapping[str, list[np.ndarray]], times: Sequence[int], path: Path) -> None:
-    """t-SNE points (2,N,2) of hazy (orange) and clean (blue) pictures, partners joined; a column a t."""
+    """t-SNE points (2,N,2) of hazy (orange) and clean (blue) images, partners joined; one column per t."""
     figure = Figure(figsize=(2.2 * len(times), 2.3 * len(maps)), layout="constrained")
     grid = figure.subplots(len(maps), len(times), squeeze=False)
     for row, (name, points) in zip(grid, maps.items(), strict=True):
@@ -187,17 +197,25 @@ def _draw_maps(maps: Mapping[str, list[np.ndarray]], times: Sequence[int], path:
     figure.savefig(path, dpi=100)
 
 
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define the program's flags on `values`."""
+
+    def define(kind, name, *rest, **options):
+        getattr(flags, f"DEFINE_{kind}")(name, *rest, flag_values=values, **options)
+
+    define_path("weights", "", "Shipped name or folder of a diffusion prior with its decoder.", values)
+    define_path("scenes", "", "Held-out images with depth: folders or tars.", values)
+    define("string", "ids", "", "First and last id of the scenes, as in 1300-1399; empty: all.")
+    define("enum", "frame", "nyu_mirrored", list(FRAMES), "How stored scenes are mirrored and cut.")
+    define_path("output", "", "Folder for the tables and figures; created if missing.", values)
+    define("list", "times", [str(t) for t in range(0, 1000, 100)], "Timesteps at which h is read.")
+    define("integer", "side", 64, "The prior sees every scene at side×side.", lower_bound=1)
+    define("integer", "limit", 0, "Only the first so many scenes (0: all).", lower_bound=0)
+    define("integer", "samples", 8, "Images sampled from each.", lower_bound=1)
+    define("integer", "steps", 50, "Steps of DDIM for a sample.", lower_bound=1)
+    define("integer", "seed", 0, "Of haze, noise, crops and random weights.", lower_bound=0)
+    define("bool", "overwrite", False, "Replace existing results.")
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("weights", "", "Shipped name or folder of a diffusion prior with its decoder.")
-    flags.DEFINE_string("scenes", "", "Held-out images with depth: folders or tars.")
-    flags.DEFINE_string("ids", "", "First and last id of the scenes, as in 1300-1399; empty: all.")
-    flags.DEFINE_enum("frame", "nyu_mirrored", list(FRAMES), "How stored scenes are mirrored and cut.")
-    flags.DEFINE_string("output", "", "Folder for the tables and pictures; made where it is not there.")
-    flags.DEFINE_list("times", [str(t) for t in range(0, 1000, 100)], "Timesteps at which h is read.")
-    flags.DEFINE_integer("side", 64, "The prior sees every scene at side×side.", lower_bound=1)
-    flags.DEFINE_integer("limit", 0, "Only the first so many scenes (0: all).", lower_bound=0)
-    flags.DEFINE_integer("samples", 8, "Pictures drawn from each.", lower_bound=1)
-    flags.DEFINE_integer("steps", 50, "Steps of DDIM for a sample.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of haze, noise, crops and random weights.", lower_bound=0)
-    flags.DEFINE_bool("overwrite", False, "Replace the results that are there.")
-    run(main)
+    run(main, define_flags)

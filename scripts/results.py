@@ -17,7 +17,14 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, refuse_existing, run, use_compilation_cache
+from difflid_jax.cli import (
+    UsageError,
+    define_path,
+    refuse_arguments,
+    refuse_existing,
+    run,
+    use_compilation_cache,
+)
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.metrics.protocols import PROTOCOLS
 
@@ -34,8 +41,14 @@ def parse(text: str) -> tuple[str, str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = flags.FLAGS
-    if len(argv) > 1 or not options.data or not options.output.endswith(".json"):
+    refuse_arguments(argv)
+    use_compilation_cache()
+    return write_results(flags.FLAGS)
+
+
+def write_results(options: flags.FlagValues) -> int:
+    """Score what the flags ask for, write the files, print the tables; the exit status."""
+    if not options.data or not options.output.endswith(".json"):
         raise UsageError("give --data=TITLE=WHAT:PATH (one or more) and --output=FILE.json, see --help")
     named = [parse(text) for text in options.data]
     output = Path(options.output)
@@ -51,7 +64,6 @@ def main(argv: Sequence[str]) -> int:
     from difflid_jax.evaluation.test_sets import open_test_set
     from difflid_jax.metrics.lpips import Lpips
 
-    use_compilation_cache()
     methods = load_methods(["identity", "dark_channel_prior"])
     methods += load_methods([], options.weights, tile=options.tile)
     sets = []

@@ -1,1 +1,1 @@
-"""Scores of a method over a data set: every picture once, means over pictures, reports one can trust."""
+"""Scores of dehazing methods on data sets, their reports, and what a prior's features tell."""

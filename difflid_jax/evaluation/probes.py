@@ -1,14 +1,12 @@
 """What a diffusion prior knows of photographs and of haze: the claims of the paper's Sec. 4.1 as numbers.
 
-Figs. 1 and 7 show that the h-spaces of a hazy picture and of its clean partner lie close together at a small
-timestep, every scene apart from the others, and that at a larger one hazy and clean pictures lie apart,
-whatever the scene. The first is measured as a ratio of distances, the second as the accuracy of a linear
-probe.
+Figs. 1 and 7 show that at a small timestep the h-spaces of a hazy image and its clean partner are close, and
+those of different scenes apart; at a larger one hazy and clean images are apart, whatever the scene. The
+first is measured as a ratio of distances, the second as the accuracy of a linear probe.
 
-Features are h-spaces averaged over positions. Every picture has noise of its own, a hazy one other noise than
-its clean partner, as two pictures have when they are restored. With equal noise, partners would be alike at
-any timestep, and the paper's third finding, that too much noise leaves neither content nor haze, could not
-show.
+Features are h-spaces averaged over positions. Every image has its own noise, a hazy one other noise than its
+clean partner, as when two images are restored. With equal noise, partners would be alike at any timestep, and
+the paper's third finding, that too much noise leaves neither content nor haze, could not show.
 """
 
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float32, UInt8
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.manifold import TSNE
 from sklearn.metrics import r2_score
@@ -49,9 +48,9 @@ class Pairs(NamedTuple):
 
 
 def make_pairs(data: DataSet, side: int, seed: int) -> Pairs:
-    """Every scene of `data` (pictures with depth), hazy and clean, as a prior sees it at side×side.
+    """Every scene of `data` (images with depth), hazy and clean, as a prior sees it at side×side.
 
-    Haze is RESIDE's, made on the whole picture as for evaluation.
+    Haze is RESIDE's, made on the whole image as for evaluation.
     """
     betas = np.random.default_rng(seed).uniform(*RESIDE.beta, len(data))
     hazy, clean = [], []
@@ -62,12 +61,12 @@ def make_pairs(data: DataSet, side: int, seed: int) -> Pairs:
     return Pairs(np.stack(hazy), np.stack(clean), betas)
 
 
-def _seen(picture: np.ndarray, side: int) -> np.ndarray:
-    return np.asarray(at_side(signed(picture)[None], side)[0])
+def _seen(image: UInt8[np.ndarray, "h w 3"], side: int) -> Float32[np.ndarray, "side side 3"]:
+    return np.asarray(at_side(signed(image)[None], side)[0])
 
 
 def noise_losses(prior: Prior, pairs: Pairs) -> dict[int, float]:
-    """{t: Eq. 4} on the clean pictures."""
+    """{t: noise loss, Eq. 4} of the clean images."""
     graph, parameters = nnx.split(prior.unet)
     measured = loss_by_time(graph, prior.schedule)(parameters, (x[None] for x in pairs.clean))
     found: dict[int, list[float]] = {}
@@ -77,9 +76,9 @@ def noise_losses(prior: Prior, pairs: Pairs) -> dict[int, float]:
 
 
 def h_spaces(prior: Prior, pairs: Pairs, times: Sequence[int], seed: int) -> dict[int, np.ndarray]:
-    """{t: float32 (2,N,C)}: h-spaces of the hazy and of the clean pictures, averaged over positions.
+    """{t: float32 (2,N,C)}: h-spaces of the hazy and the clean images, averaged over positions.
 
-    A picture's noise is its own, and the same at every timestep but 0, which has none.
+    Each image has its own noise, the same at every timestep; t = 0 has none.
     """
     graph, parameters = nnx.split(prior.unet)
 
@@ -103,7 +102,7 @@ def h_spaces(prior: Prior, pairs: Pairs, times: Sequence[int], seed: int) -> dic
 
 
 def image_space(pairs: Pairs, schedule: Schedule, t: int, seed: int) -> np.ndarray:
-    """The pictures x_t that the prior is shown, as features, float32 (2,N,pixels)."""
+    """The images x_t that the prior sees, as features, float32 (2,N,pixels)."""
     x = np.concatenate([pairs.hazy, pairs.clean])
     if t > 0:
         noise = jax.random.normal(jax.random.key(seed), x.shape, jnp.float32)
@@ -114,20 +113,20 @@ def image_space(pairs: Pairs, schedule: Schedule, t: int, seed: int) -> np.ndarr
 def distances(features: np.ndarray) -> tuple[float, float]:
     """(mean ‖h(hazy) − h(clean)‖ of a scene, mean ‖h(clean) − h(clean)‖ of two), of features (2,N,C).
 
-    Each channel is standardised over all pictures first. Raises ValueError where all scenes' are equal.
+    Each channel is standardised over all images first. Raises ValueError if all scenes have equal features.
     """
     hazy, clean = _standardised(features)
     count = len(clean)
     between = np.linalg.norm(clean[:, None] - clean[None], axis=-1).sum() / (count * (count - 1))
     if between == 0:
-        raise ValueError("h-space: the features of all scenes are equal, so that they say nothing of content")
+        raise ValueError("h-space: the features of all scenes are equal, which says nothing of content")
     return float(np.linalg.norm(hazy - clean, axis=-1).mean()), float(between)
 
 
 def probe_accuracy(features: np.ndarray) -> float:
-    """How often logistic regression on features (2,N,C) tells hazy from clean in scenes that it has not seen.
+    """How often logistic regression on features (2,N,C) tells hazy from clean in scenes it was not fitted to.
 
-    The mean over `FOLDS` folds (see `_folds`); a guess has 0.5.
+    The mean over `FOLDS` folds (see `_folds`); guessing gives 0.5.
     """
     count = features.shape[1]
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
@@ -139,7 +138,7 @@ def probe_accuracy(features: np.ndarray) -> float:
 def haze_r2(features: np.ndarray, beta: np.ndarray) -> float:
     """R² of β (N,), predicted by ridge regression from the hazy features of (2,N,C) over the same folds.
 
-    The penalty is chosen inside each fold. 0 is as good as the mean, below it worse.
+    The penalty is chosen within each fold. 0 is as good as predicting the mean.
     """
     probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 6)))
     folds = _folds(len(beta))
@@ -162,7 +161,7 @@ def _standardised(features: np.ndarray) -> np.ndarray:
 
 
 def _folds(count: int) -> np.ndarray:
-    """The fold of each scene: runs of neighbours, since neighbours in NYU Depth v2 often show one room."""
+    """The fold of each scene: consecutive scenes, since neighbours in NYU Depth v2 often show one room."""
     if count < FOLDS:
         raise ValueError(f"expected at least {FOLDS} scenes, one a fold; found {count}")
     return np.arange(count) * FOLDS // count

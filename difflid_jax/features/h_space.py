@@ -117,7 +117,9 @@ def at_side(x: Float[Array | np.ndarray, "b h w c"], side: int) -> Float[Array, 
     return jax.image.resize(x, (x.shape[0], side, side, x.shape[3]), "linear")
 
 
-def pad_to_multiple(x: Float[Array | np.ndarray, "b h w c"], multiple: int) -> Float[Array, "b rows columns c"]:
+def pad_to_multiple(
+    x: Float[Array | np.ndarray, "b h w c"], multiple: int
+) -> Float[Array, "b rows columns c"]:
     """x (B,H,W,C) with H and W padded at the bottom and right up to multiples, by reflection.
 
     A side too small to reflect that far repeats its edge for the rest. Crop back with [:, :H, :W].

@@ -1,16 +1,18 @@
 """The check of a diffusion prior: each measure on features whose answer is known, and the script."""
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from flax import nnx
 from PIL import Image
 
+from difflid_jax.cli import UsageError
 from difflid_jax.data.sources import open_data
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.evaluation import probes
@@ -19,7 +21,9 @@ from difflid_jax.features.prior import load_prior
 from difflid_jax.images.files import read_image
 from difflid_jax.weights import store
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prior_check.py"
+prior_check = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "prior_check.py"))
+)
 SPEC = UNetSpec(
     image_size=8, model_channels=32, num_res_blocks=1, attention_resolutions=(), channel_mult=(1, 1)
 )
@@ -63,7 +67,7 @@ def test_pairs_are_whole_scenes_with_haze_of_the_beta_that_is_told(scenes):
     np.testing.assert_allclose(contrast[0] / contrast[1], np.exp(-beta), atol=1 / 255)
 
 
-def test_h_spaces_are_those_of_the_pictures_each_with_its_own_noise(weights):
+def test_h_spaces_are_those_of_the_images_each_with_its_own_noise(weights):
     """Nine scenes are more than a batch, three timesteps more than a pass."""
     prior = load_prior(weights)
     clean = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
@@ -71,7 +75,7 @@ def test_h_spaces_are_those_of_the_pictures_each_with_its_own_noise(weights):
     assert list(found) == [0, 500, 999] and all(h.shape == (2, 9, 32) for h in found.values())
     h, _ = h_space(prior.unet, prior.schedule, clean, jax.random.key(0), HSpaceSpec())
     np.testing.assert_allclose(found[0], np.stack([h.mean((1, 2))] * 2), rtol=1e-4, atol=1e-5)
-    # The pictures of a pair are equal here: what is between them is the noise.
+    # The images of a pair are equal here: what is between them is the noise.
     for t in (500, 999):
         assert np.abs(found[t][0] - found[t][1]).max(-1).min() > 1e-3
 
@@ -107,25 +111,29 @@ def test_beta_is_read_where_it_is_and_not_elsewhere(features):
     assert probes.haze_r2(features, beta) > 0.95
 
 
-def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp_path):
+def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp_path, capsys):
     output = tmp_path / "out"
-    command = [
-        sys.executable,
-        SCRIPT,
+    arguments = [
         f"--weights={weights}",
         f"--scenes={scenes}",
         "--frame=whole",
         f"--output={output}",
+        "--side=8",
+        "--times=0,500,999",
+        "--samples=5",
+        "--steps=2",
+        "--limit=5",
     ]
-    command += ["--side=8", "--times=0,500,999", "--samples=5", "--steps=2", "--limit=5"]
 
     def run(*more):
-        return subprocess.run([*command, *more], capture_output=True, text=True)
+        options = flags.FlagValues()
+        prior_check.define_flags(options)
+        options(["prior_check", *arguments, *more])
+        prior_check.check_prior(options)
 
-    done = run()
-    assert done.returncode == 0, done.stderr
+    run()
     written, text = json.loads((output / "prior.json").read_text()), (output / "prior.md").read_text()
-    assert written["scenes"] == ["0", "1", "2", "3", "4"] and text in done.stdout
+    assert written["scenes"] == ["0", "1", "2", "3", "4"] and text in capsys.readouterr().out
     trained, untrained = written["priors"].values()
     assert len(trained["sha256"]) == 64 and untrained["sha256"] == "random:0"
     for measured in (trained, untrained):
@@ -140,14 +148,13 @@ def test_the_script_measures_a_prior_and_its_untrained_twin(weights, scenes, tmp
     assert {file.name for file in output.iterdir()} == {
         *("prior.json", "prior.md", "curves.png", "samples.png", "tsne.png")
     }
-    for flags, says in [
+    for more, says in [
         ([], "--overwrite replaces it"),
         (["--overwrite", "--times=0,1000"], "timesteps from 0 to 999"),
         (["--overwrite", "--side=9"], "side: expected a multiple of 2, found 9"),
     ]:
-        refused = run(*flags)
-        assert refused.returncode == 2 and says in refused.stderr, refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
+        with pytest.raises((UsageError, ValueError), match=says):
+            run(*more)
 
 
 @pytest.mark.slow

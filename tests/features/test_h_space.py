@@ -32,7 +32,7 @@ def x():
     return jax.random.uniform(jax.random.key(1), (2, 8, 12, 3), minval=-1)
 
 
-def test_content_is_the_clean_picture_at_timestep_0_and_haze_is_equation_2(unet, x):
+def test_content_is_the_clean_image_at_timestep_0_and_haze_is_equation_2(unet, x):
     h_content, h_haze = h_space(unet, SCHEDULE, x, KEY, HSpaceSpec())
     np.testing.assert_allclose(h_content, unet.encode(x, jnp.zeros(2))[0], atol=1e-5)
     noise = jnp.stack([jax.random.normal(jax.random.fold_in(KEY, i), x.shape[1:]) for i in range(2)])
@@ -47,7 +47,7 @@ def test_noise_at_zero_is_the_releases_way(unet, x):
     assert 0 < float(jnp.abs(noisy - quiet).max()) < 1
 
 
-def test_a_pictures_features_do_not_depend_on_its_batch(unet, x):
+def test_a_images_features_do_not_depend_on_its_batch(unet, x):
     alone = h_space(unet, SCHEDULE, x[:1], KEY, HSpaceSpec())
     together = h_space(unet, SCHEDULE, x, KEY, HSpaceSpec())
     for a, b in zip(alone, together, strict=True):
@@ -63,7 +63,7 @@ def test_layers_are_those_of_the_u_net(unet, x, layer):
     assert feature_channels(unet, spec) == h.shape[-1]
 
 
-def test_side_shows_the_prior_every_picture_at_one_size(unet, x):
+def test_side_shows_the_prior_every_image_at_one_size(unet, x):
     spec = HSpaceSpec(side=6)
     small = jax.image.resize(x, (2, 6, 6, 3), "linear")
     h, _ = h_space(unet, SCHEDULE, x, KEY, spec)
@@ -92,7 +92,7 @@ def test_padding_reflects_and_crops_back(shape):
     np.testing.assert_array_equal(padded[:, : shape[1], : shape[2]], x)
 
 
-def test_padding_equals_numpys_reflection_where_the_picture_is_large_enough():
+def test_padding_equals_numpys_reflection_where_the_image_is_large_enough():
     x = np.arange(10 * 13 * 3, dtype=np.float32).reshape(1, 10, 13, 3)
     np.testing.assert_array_equal(
         pad_to_multiple(jnp.asarray(x), 8), np.pad(x, ((0, 0), (0, 6), (0, 3), (0, 0)), mode="reflect")

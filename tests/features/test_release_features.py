@@ -33,7 +33,7 @@ def test_the_u_net_gets_alpha_bar_as_timestep_and_noise_at_both_times():
     assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.05
 
 
-def test_maps_have_the_picture_s_size_and_do_not_depend_on_the_batch():
+def test_maps_have_the_images_size_and_do_not_depend_on_the_batch():
     unet = UNet(SPEC, rngs=nnx.Rngs(0))
     unet.out_conv.kernel[...] = jax.random.normal(jax.random.key(2), unet.out_conv.kernel.shape)
     schedule = Schedule.named("linear")

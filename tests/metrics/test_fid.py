@@ -31,7 +31,7 @@ def test_the_distance_is_the_formula():
     )
 
 
-def test_fewer_pictures_than_channels_give_a_finite_distance():
+def test_fewer_images_than_channels_give_a_finite_distance():
     # Identical singular covariances and shifted means: the distance is the squared shift alone.
     a = features(5, 40, seed=2)
     shifted = frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(a + 0.5))

@@ -13,7 +13,7 @@ from difflid_jax.metrics.fidelity import psnr, shrunk_to_256, ssim
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
-def picture(name: str) -> np.ndarray:
+def photograph(name: str) -> np.ndarray:
     return np.asarray(Image.open(GOLDEN / f"{name}.png"), np.float32) / 255
 
 
@@ -21,7 +21,7 @@ def picture(name: str) -> np.ndarray:
 def pairs() -> tuple[np.ndarray, np.ndarray]:
     """Degraded and clean photographs, (2,90,96,3): not square, so that swapped axes would show."""
     degraded, clean = (
-        np.stack([picture(f"{name}_{kind}")[:90] for name in ("astronaut", "coffee")])
+        np.stack([photograph(f"{name}_{kind}")[:90] for name in ("astronaut", "coffee")])
         for kind in ("degraded", "clean")
     )
     return degraded, clean
@@ -62,14 +62,14 @@ def test_the_factor_is_rounded_as_python_rounds(side, shrunk):
     assert shrunk_to_256(jnp.zeros((1, side, side + 100, 1))).shape[1] == shrunk
 
 
-def test_downsampled_ssim_is_the_ssim_of_the_shrunk_pictures():
+def test_downsampled_ssim_is_the_ssim_of_the_shrunk_images():
     a, b = np.random.default_rng(0).random((2, 1, 384, 400, 1)).astype(np.float32)
     wanted = ssim(shrunk_to_256(jnp.asarray(a)), shrunk_to_256(jnp.asarray(b)))
     np.testing.assert_allclose(ssim(a, b, downsample=True), wanted, atol=1e-6)
     assert abs(float(wanted[0] - ssim(a, b)[0])) > 1e-3
 
 
-def test_low_precision_pictures_are_scored_in_float32(pairs):
+def test_low_precision_images_are_scored_in_float32(pairs):
     low = [jnp.asarray(images, jnp.bfloat16) for images in pairs]
     exact = [np.asarray(images.astype(jnp.float32)) for images in low]
     np.testing.assert_array_equal(psnr(*low), psnr(*exact))
@@ -77,14 +77,14 @@ def test_low_precision_pictures_are_scored_in_float32(pairs):
     assert psnr(*low).dtype == ssim(*low).dtype == jnp.float32
 
 
-def test_equal_pictures_have_infinite_psnr_and_ssim_one(pairs):
+def test_equal_images_have_infinite_psnr_and_ssim_one(pairs):
     clean = pairs[1]
     assert np.isposinf(psnr(clean, clean)).all()
     np.testing.assert_allclose(ssim(clean, clean), 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("window", "least"), [("gaussian", 11), ("uniform", 7)])
-def test_pictures_smaller_than_the_window_are_refused(window, least):
+def test_images_smaller_than_the_window_are_refused(window, least):
     small = np.zeros((1, least - 1, 40, 3), np.float32)
     with pytest.raises(ValueError, match=f"at least {least}×{least} pixels, found {least - 1}×40"):
         ssim(small, small, window=window)

@@ -22,11 +22,11 @@ def metrics() -> dict[str, Lpips]:
 
 @pytest.fixture(scope="module")
 def pairs() -> tuple[np.ndarray, np.ndarray]:
-    def pictures(kind):
+    def images(kind):
         paths = (GOLDEN / f"{name}_{kind}.png" for name in ("astronaut", "coffee"))
         return np.stack([np.asarray(Image.open(path), np.float32) / 255 for path in paths])
 
-    return pictures("degraded"), pictures("clean")
+    return images("degraded"), images("clean")
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -37,14 +37,14 @@ def test_distances_are_those_of_lpips(net, metrics, pairs):
     assert found.dtype == np.float32
 
 
-def test_equal_pictures_have_distance_zero_and_order_does_not_matter(metrics, pairs):
+def test_equal_images_have_distance_zero_and_order_does_not_matter(metrics, pairs):
     alex = metrics["alex"]
     np.testing.assert_array_equal(alex(pairs[1], pairs[1]), [0.0, 0.0])
     np.testing.assert_array_equal(alex(*pairs), alex(*pairs[::-1]))
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_pictures_too_small_for_the_deepest_layer_are_refused(net, metrics):
+def test_images_too_small_for_the_deepest_layer_are_refused(net, metrics):
     least = LEAST_SIDE[net]
     black, white = np.zeros((1, least, least, 3), np.float32), np.ones((1, least, least, 3), np.float32)
     assert 0 < float(metrics[net](black, white)[0]) < 2
