@@ -1,12 +1,11 @@
-"""Average the weights of a run with those it began from: more of the old where the new ones forgot too much.
+"""Averages the weights of a run with those that it started from.
 
     python scripts/average.py --before=runs/haze-long/weights --after=runs/haze-last/weights --share=0.5 \
         --output=runs/haze/weights
 
-Written are (1 − share) · before + share · after, with the metadata of `after`. A run that goes on with more
-of the same pictures gets better at them and may get worse at others; between its two ends lie weights that
-are good at both (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). Choose the share by
-scores on pictures that are held out.
+Writes (1 − share) · before + share · after, with the metadata of `after`. Fine-tuned weights are better on
+the new images and may be worse on others; weights between the two ends can be good at both (Wortsman et al.,
+Robust fine-tuning of zero-shot models, CVPR 2022). Choose the share by scores on held-out images.
 """
 
 from collections.abc import Sequence
@@ -30,26 +29,26 @@ def main(argv: Sequence[str]) -> None:
         ("prior_sha256", before.metadata.get("prior_sha256"), after.metadata.get("prior_sha256")),
     ):
         if old != new:
-            raise UsageError(f"{before.path} and {after.path}: expected one {what}, found {old} and {new}")
+            raise UsageError(f"{before.path}, {after.path}: expected one {what}, found {old} and {new}")
 
     def average(name: str) -> np.ndarray:
         old, new = (np.asarray(x.tensors[name], np.float32) for x in (before, after))
         return (1 - options.share) * old + options.share * new
 
     tensors = {name: average(name) for name in after.tensors}
-    # The scores of `after` are not those of the average.
-    said = {
+    # The scores of `after` do not hold for the average.
+    metadata = {
         **after.metadata,
         "scores": {},
         "averaged": {"before_sha256": before.sha256, "share": options.share},
     }
-    path = store.save(options.output, kind, tensors, after.architecture, **said)
+    path = store.save(options.output, kind, tensors, after.architecture, **metadata)
     print(f"{path}: {1 - options.share:.3g} × {before.path} + {options.share:.3g} × {after.path}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("before", "", "Weights that the run began from.")
-    flags.DEFINE_string("after", "", "Weights that the run wrote.")
-    flags.DEFINE_float("share", 0.5, "How much of `after`.", lower_bound=0.0, upper_bound=1.0)
-    flags.DEFINE_string("output", "", "Folder of the averaged weights.")
+    flags.DEFINE_string("before", "", "Weights that the run started from.")
+    flags.DEFINE_string("after", "", "Weights written by the run.")
+    flags.DEFINE_float("share", 0.5, "Weight of --after, from 0 to 1.", lower_bound=0.0, upper_bound=1.0)
+    flags.DEFINE_string("output", "", "Folder for the averaged weights.")
     run(main)

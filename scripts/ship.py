@@ -1,11 +1,10 @@
-"""Make weights an asset that ships with the package: float16, without the paths of this machine.
+"""Copies weights into the package's assets: as float16, and without the paths of this machine.
 
     python scripts/ship.py --weights=runs/prior/weights --name=photos64
 
-Writes difflid_jax/assets/NAME/model.safetensors, found from then on by its name (`--config.prior=NAME`,
-`--weights=NAME`); the model card beside it is written by hand. What the metadata's config says of files is
-cut to their names. A restorer must stand on a prior that ships: train it with --config.prior=NAME, since it
-names the hash of the very file.
+Writes difflid_jax/assets/NAME/model.safetensors, found by `--config.prior=NAME` and `--weights=NAME`; the
+model card next to it is written by hand. Paths in the metadata's config are cut to file names. A restorer's
+prior must ship, too: train it with --config.prior=NAME, because it stores the hash of that file.
 """
 
 from collections import Counter
@@ -38,21 +37,21 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("give --weights=FOLDER and --name=NAME, see --help")
     kind = store.read_metadata(options.weights)["kind"]
     weights = store.read(options.weights, kind)
-    said = dict(weights.metadata)
-    if kind == "restorer" and said.get("prior") not in store.shipped():
+    metadata = dict(weights.metadata)
+    if kind == "restorer" and metadata.get("prior") not in store.shipped():
         raise UsageError(
-            f"{weights.path}: its prior {said.get('prior')!r} is none of those that ship "
-            f"({', '.join(store.shipped())}); ship the prior, and train with --config.prior=NAME"
+            f"{weights.path}: expected a shipped prior ({', '.join(store.shipped())}), found "
+            f"{metadata.get('prior')!r}; ship the prior and train with --config.prior=NAME"
         )
-    if "config" in said:
-        said["config"] = without_paths(said["config"])
+    if "config" in metadata:
+        metadata["config"] = without_paths(metadata["config"])
     path = store.save(
-        store.ASSETS / options.name, kind, weights.tensors, weights.architecture, dtype=np.float16, **said
+        store.ASSETS / options.name, kind, weights.tensors, weights.architecture, dtype=np.float16, **metadata
     )
     print(f"{path}: {kind}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("weights", "", "Weights folder that a training run wrote.")
+    flags.DEFINE_string("weights", "", "Weights folder written by a training run.")
     flags.DEFINE_string("name", "", "Name of the asset.")
     run(main)

@@ -1,1 +1,1 @@
-"""Networks pretrained by others: VGG-16, ResNet-50, Inception, LPIPS."""
+"""Classifiers pretrained by others: VGG-16, ResNet-50, AlexNet, Inception."""

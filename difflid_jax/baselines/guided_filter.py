@@ -1,22 +1,23 @@
-"""The guided filter of He, Sun and Tang (ECCV 2010), on the processor, in time independent of the radius.
+"""The guided filter of He, Sun and Tang (ECCV 2010) in NumPy, in time independent of the radius.
 
 In every window the output is a linear function of the guide, q = aᵀI + b, fitted to the input p by ridge
 regression (their Eqs. 5, 6; with a guide in colour 14, 15); a pixel's output averages the functions of all
-windows that cover it (Eqs. 8, 16). Windows are cut off at the border, as in the authors' code.
+windows that cover it (Eqs. 8, 16). Windows are truncated at the border, as in the authors' code.
 """
 
 import numpy as np
+from jaxtyping import Float, Float64
 
 _LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
 
 
-def luma(image: np.ndarray) -> np.ndarray:
-    """Grey (H,W) of an RGB picture (H,W,3), with the coefficients of Matlab's `rgb2gray`."""
+def luma(image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+    """Grey of an RGB image, with the coefficients of Matlab's `rgb2gray`."""
     return image @ _LUMA
 
 
-def box_mean(values: np.ndarray, radius: int) -> np.ndarray:
-    """Mean over the (2·radius + 1)² window around each pixel of float64 (H,W,...), cut off at the border."""
+def box_mean(values: Float64[np.ndarray, "h w *c"], radius: int) -> Float64[np.ndarray, "h w *c"]:
+    """Mean over the (2·radius + 1)² window around each pixel, truncated at the border."""
     for axis in (0, 1):
         values = _running_mean(values, radius, axis)
     return values
@@ -25,9 +26,8 @@ def box_mean(values: np.ndarray, radius: int) -> np.ndarray:
 def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, epsilon: float) -> np.ndarray:
     """Smooth `values` (H,W) along the edges of `guide`, (H,W) grey or (H,W,3) colour; float64 (H,W).
 
-    `epsilon` is the ridge regulariser, in units of the guide's variance (guide in [0,1]).
-
-    Raises: ValueError where the shapes do not fit.
+    epsilon: the ridge regularization, in units of the guide's variance (guide in [0,1]). Raises ValueError if
+    the shapes do not fit.
     """
     guide, values = np.asarray(guide, np.float64), np.asarray(values, np.float64)
     if values.ndim != 2 or guide.shape not in (values.shape, (*values.shape, 3)):
@@ -42,7 +42,13 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, epsilon: f
     return (box_mean(slope, radius) * guide).sum(-1) + box_mean(offset, radius)
 
 
-def _regress(guide, mean, covariance, radius, epsilon) -> np.ndarray:
+def _regress(
+    guide: Float64[np.ndarray, "h w c"],
+    mean: Float64[np.ndarray, "h w c"],
+    covariance: Float64[np.ndarray, "h w c"],
+    radius: int,
+    epsilon: float,
+) -> Float64[np.ndarray, "h w c"]:
     """(Σ + ε·1)⁻¹ · cov(guide, values) in each window; Σ is the guide's covariance."""
     channels = guide.shape[-1]
     if channels == 1:
@@ -51,7 +57,7 @@ def _regress(guide, mean, covariance, radius, epsilon) -> np.ndarray:
     first, second = np.triu_indices(channels)
     upper = box_mean(guide[..., first] * guide[..., second], radius) - mean[..., first] * mean[..., second]
     rr, rg, rb, gg, gb, bb = np.moveaxis(upper + epsilon * (first == second), -1, 0)
-    # The symmetric 3×3 inverse written out: a batched np.linalg.solve takes ten times as long here.
+    # The symmetric 3×3 inverse written out: a batched np.linalg.solve takes ten times as long.
     c_rr, c_rg, c_rb = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
     c_gg, c_gb, c_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
     determinant = rr * c_rr + rg * c_rg + rb * c_rb
@@ -60,7 +66,7 @@ def _regress(guide, mean, covariance, radius, epsilon) -> np.ndarray:
     return np.stack(slope, axis=-1) / determinant[..., None]
 
 
-def _running_mean(values: np.ndarray, radius: int, axis: int) -> np.ndarray:
+def _running_mean(values: np.ndarray, radius: int, axis: int) -> Float64[np.ndarray, "..."]:
     length = values.shape[axis]
     sums = np.zeros([n + (i == axis) for i, n in enumerate(values.shape)])
     np.cumsum(values, axis=axis, out=sums[(slice(None),) * axis + (slice(1, None),)])

@@ -8,14 +8,14 @@ downloaded, and no pickle is executed. Source: `lpips` 0.1.4.
 
 import os
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from difflid_jax.backbones.imagenet import normalised
+from difflid_jax.backbones.alexnet import AlexNet
+from difflid_jax.backbones.imagenet import normalize
 from difflid_jax.backbones.lpips_package import LpipsPackage, read_lpips_package
 from difflid_jax.backbones.vgg16 import VGG16
 from difflid_jax.compiled import bounded_jit
@@ -82,44 +82,12 @@ class PerceptualDistance(nnx.Module):
 
     def __call__(self, a: Array, b: Array) -> Array:
         # LPIPS' own scaling of its input is ImageNet's mean and deviation, for a range of [-1, 1].
-        stages = self.features.stages(normalised(jnp.concatenate([a, b])))
+        stages = self.features.stages(normalize(jnp.concatenate([a, b])))
         distance = jnp.zeros(len(a), jnp.float32)
         for stage, weights in zip(stages, self.channel_weights, strict=True):
             left, right = jnp.split(_unit_length(stage), 2)
             distance += jnp.mean(jnp.sum(weights[...] * (left - right) ** 2, axis=-1), axis=(1, 2))
         return distance
-
-
-class AlexNet(nnx.Module):
-    """The five convolutions of torchvision's `alexnet`."""
-
-    def __init__(self, *, precision: jax.lax.PrecisionLike = None, rngs: nnx.Rngs) -> None:
-        def conv(channels: int, out: int, size: int, stride: int, pad: int) -> nnx.Conv:
-            padding = ((pad, pad), (pad, pad))
-            kernel = (size, size)
-            return nnx.Conv(
-                channels, out, kernel, strides=stride, padding=padding, precision=precision, rngs=rngs
-            )
-
-        self.convs = nnx.List(
-            [
-                conv(3, 64, 11, 4, 2),
-                conv(64, 192, 5, 1, 2),
-                conv(192, 384, 3, 1, 1),
-                conv(384, 256, 3, 1, 1),
-                conv(256, 256, 3, 1, 1),
-            ]
-        )
-
-    def stages(self, x: Array) -> list[Array]:
-        """The five activations for x (B,H,W,3) on ImageNet's scale."""
-        activations = []
-        for i, conv in enumerate(self.convs):
-            if i in (1, 2):
-                x = nnx.max_pool(x, (3, 3), strides=(2, 2))
-            x = nnx.relu(conv(x))
-            activations.append(x)
-        return activations
 
 
 def _unit_length(x: Array) -> Array:

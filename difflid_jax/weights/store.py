@@ -6,7 +6,6 @@ sides of the file; `tensors_of` and `fill` are the two sides of an `nnx.Module`.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,31 +13,19 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from difflid_jax.atomic import atomic_write, sha256_of
+from difflid_jax.weights import header
 from difflid_jax.weights.schema import brief, check_metadata, listed
 
 FORMAT = "1"
 FILE = "model.safetensors"
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
-# A header lists names, shapes and offsets: 1,000 tensors take about 100 kB.
-_MAX_HEADER_BYTES = 8 << 20
-_DTYPES = {
-    np.dtype(np.float64): "F64",
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
-    np.dtype(np.int64): "I64",
-    np.dtype(np.int32): "I32",
-    np.dtype(np.uint8): "U8",
-    np.dtype(np.bool_): "BOOL",
-}
 _OWN_KEYS = ("format", "kind", "architecture")
 
 
@@ -95,32 +82,18 @@ def save(
             raise ValueError(f"{folder / FILE}: the metadata key {key!r} is reserved by the format")
     _check_metadata(folder / FILE, metadata)
     texts = {"format": FORMAT, "kind": kind, "architecture": json.dumps(architecture, sort_keys=True)}
-    texts |= {key: _to_text(value) for key, value in metadata.items()}
+    texts |= {key: header.to_text(value) for key, value in metadata.items()}
 
     stored = {name: _stored_dtype(folder / FILE, name, value, dtype) for name, value in tensors.items()}
-    # Wider elements first keeps every tensor aligned; names second makes equal weights equal files.
-    order = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
-    end = 0
-    for name in order:
-        shape = [int(n) for n in np.shape(tensors[name])]
-        start, end = end, end + math.prod(shape) * stored[name].itemsize
-        header[name] = {"dtype": _DTYPES[stored[name]], "shape": shape, "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    if len(encoded) > _MAX_HEADER_BYTES:
-        raise ValueError(
-            f"{folder / FILE}: names, shapes and metadata take {len(encoded):,} bytes, more than the "
-            f"{_MAX_HEADER_BYTES:,} that a reader accepts; put less into the metadata"
-        )
+    shapes = {name: tuple(int(n) for n in np.shape(value)) for name, value in tensors.items()}
+    encoded, order, size = header.encode(folder / FILE, shapes, stored, texts)
 
     folder.mkdir(parents=True, exist_ok=True)
     with (
         atomic_write(folder / FILE) as temporary,
         temporary.open("xb") as file,
-        tqdm(total=end, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar,
+        tqdm(total=size, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar,
     ):
-        file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for name in order:
             with np.errstate(over="ignore"):  # becomes infinity, refused in the next line
@@ -149,7 +122,7 @@ def read(name_or_folder: str | os.PathLike, kind: str) -> Weights:
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
+        raise header.damaged(path, error) from error
     if _identity(path) != before:
         raise ValueError(f"{path}: the file was replaced while it was being read; read it again")
     for name, tensor in tensors.items():
@@ -165,16 +138,7 @@ def read_metadata(name_or_folder: str | os.PathLike) -> dict[str, Any]:
     Raises as `read` does.
     """
     path = resolve(name_or_folder)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-        raise _damaged(path, f"{size:,} bytes with a header of {length:,} bytes according to the first 8")
-    try:
-        with safe_open(path, "np") as file:
-            texts = file.metadata() or {}
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
+    texts = header.read(path)
     missing = [key for key in _OWN_KEYS if key not in texts]
     if missing:
         raise ValueError(
@@ -186,10 +150,10 @@ def read_metadata(name_or_folder: str | os.PathLike) -> dict[str, Any]:
             f"{path}: expected format {FORMAT}, found format {brief(texts['format'])}; "
             "write it again, or use the version of difflid_jax that wrote it"
         )
-    architecture = _from_text(texts["architecture"])
+    architecture = header.from_text(texts["architecture"])
     if not isinstance(architecture, dict):
         raise ValueError(f"{path}: architecture: expected a JSON object, found {brief(architecture)}")
-    metadata = {key: _from_text(value) for key, value in texts.items() if key not in _OWN_KEYS}
+    metadata = {key: header.from_text(value) for key, value in texts.items() if key not in _OWN_KEYS}
     _check_metadata(path, metadata)
     return metadata | {"format": FORMAT, "kind": texts["kind"], "architecture": architecture}
 
@@ -294,33 +258,12 @@ def _variables(module: nnx.Module) -> list[tuple[str, nnx.Variable]]:
 def _stored_dtype(path: Path, name: str, value: Any, dtype: Any) -> np.dtype:
     found = np.dtype(value.dtype)
     stored = np.dtype(dtype) if dtype is not None and _is_float(value) else found
-    if stored not in _DTYPES:
-        known = ", ".join(str(known) for known in _DTYPES)
+    if stored not in header.DTYPES:
+        known = ", ".join(str(known) for known in header.DTYPES)
         raise ValueError(f"{path}: {name} has dtype {stored}; expected one of {known}")
     return stored
-
-
-def _to_text(value: Any) -> str:
-    """A string as it is, anything else as JSON; a string that parses as JSON is quoted, to stay a string."""
-    if isinstance(value, str) and _from_text(value) is value:
-        return value
-    return json.dumps(value, sort_keys=True)
-
-
-def _from_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _identity(path: Path) -> tuple[int, ...]:
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _damaged(path: Path, why: object) -> ValueError:
-    return ValueError(
-        f"{path}: expected a complete safetensors file, found a damaged one ({why}); "
-        "download or write it again"
-    )

@@ -221,10 +221,6 @@ def _namespace() -> Unfinished:
     return Unfinished(finish)
 
 
-def _unfinished_jax_array(_rebuild: Any, _arguments: Any, state: Any, _aval: Any) -> np.ndarray:
-    return _unfinished_array().finish(state)
-
-
 def _functions(table: dict[str, Callable[..., Any]]) -> dict[str, Any]:
     return {name: Function(name.replace(" ", "."), run) for name, run in table.items()}
 
@@ -265,7 +261,7 @@ def _array_names() -> dict[str, Any]:
         "_codecs encode": encode,
         "__builtin__ bytes": lambda: b"",  # empty bytes in protocol 2
         "numpy dtype": _dtype,
-        "jax._src.array _reconstruct_array": _unfinished_jax_array,
+        "jax._src.array _reconstruct_array": lambda _f, _a, state, _v: _unfinished_array().finish(state),
     }
     for core in ("numpy.core", "numpy._core"):
         functions[f"{core}.multiarray _reconstruct"] = _unfinished_array

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from convert_weights.perceptual import convert
-from difflid_jax.backbones.imagenet import normalised
+from difflid_jax.backbones.imagenet import normalize
 from difflid_jax.backbones.resnet50 import ResNet50, load_resnet50
 from difflid_jax.weights import store
 
@@ -55,7 +55,7 @@ def test_feature_maps_are_torchvisions(state, tmp_path):
     @jax.jit
     def both(weights, x):
         network = nnx.merge(graph, weights)
-        return network(x), network.layers(normalised(x))
+        return network(x), network.layers(normalize(x))
 
     (content, haze), layers = both(weights, 2 * recorded["x"].transpose(0, 2, 3, 1) - 1)
     assert content.shape == (1, 3, 4, ResNet50.feature_channels)

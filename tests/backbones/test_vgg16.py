@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from convert_weights.perceptual import convert
-from difflid_jax.backbones.imagenet import normalised
+from difflid_jax.backbones.imagenet import normalize
 from difflid_jax.backbones.vgg16 import VGG16, load_vgg16
 from difflid_jax.weights import store
 
@@ -50,7 +50,7 @@ def test_feature_maps_are_torchvisions(network):
     @jax.jit
     def both(weights, x):
         network = nnx.merge(graph, weights)
-        return network(x), network.stages(normalised(x))
+        return network(x), network.stages(normalize(x))
 
     (content, haze), stages = both(weights, 2 * recorded["x"].transpose(0, 2, 3, 1) - 1)
     assert content.shape == (1, 3, 4, VGG16.feature_channels)
