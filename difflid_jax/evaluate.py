@@ -67,7 +67,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "list",
         "method",
         [],
-        "Rows: identity, dark_channel_prior, aod_net, dehazenet, difflid (default: those of the weights).",
+        "Rows: identity, dark_channel_prior, difflid or a network of convert_weights.peers (default: those "
+        "of the weights).",
     )
     define("list", "weights", [], "Shipped names, folders or LABEL=FOLDER (default: the run's, else haze).")
     define(
