@@ -1,4 +1,4 @@
-"""What a diffusion model is trained on: the noise (paper Eq. 4) and, as OpenAI's, its variance too.
+"""Training objectives of a diffusion model: the noise (paper Eq. 4) and, as OpenAI's, its variance.
 
 Simple loss (Eq. 4; Ho et al. 2020):   E ‖ε − ε_θ(x_t, t)‖²
 Hybrid loss (Nichol & Dhariwal 2021):  simple + λ · L_vlb, where L_vlb trains the variance channels only.
@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from difflid_jax.diffusion.schedule import Schedule
 
 SCORED_TIMES = tuple(range(50, 1000, 100))  # the middle of each hundred
 
 
-def split_output(output: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """(noise, variance channels or None) of a U-Net output (B,H,W,3 or 6)."""
+def split_output(
+    output: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"] | None]:
+    """(noise, variance channels or None) of a U-Net output with 3 or 6 channels; ValueError for others."""
     channels = output.shape[-1]
     if channels == 3:
         return output, None
@@ -27,17 +30,17 @@ def split_output(output: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     raise ValueError(f"U-Net output: expected 3 or 6 channels, found {channels}")
 
 
-def simple_loss(predicted: jax.Array, noise: jax.Array) -> jax.Array:
-    """Eq. 4: mean squared error per image, both (B,H,W,3) → (B,)."""
+def simple_loss(predicted: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+    """Eq. 4: mean squared error per image."""
     return jnp.mean(jnp.square(predicted.astype(jnp.float32) - noise), axis=(1, 2, 3))
 
 
 def loss_by_time(graph: nnx.GraphDef, schedule: Schedule) -> Callable[..., Iterator[tuple[int, float]]]:
     """measure(parameters, batches) for the U-Net of `graph`: (t, mean of Eq. 4) of every batch at every t.
 
-    batches: pictures x_0 (B,H,W,3) in [-1,1] of one size; t: `SCORED_TIMES`. The noise depends on the batch's
-    number and t alone, so that two models are measured on the same. Class-conditional models are given class
-    0. Compiled once.
+    batches: images x_0 (B,H,W,3) in [-1,1] of one size; t: `SCORED_TIMES`. The noise depends only on the
+    batch's number and t, so that all models are measured with the same noise. Class-conditional models get
+    class 0. Compiled once.
     """
 
     @jax.jit
@@ -57,20 +60,27 @@ def loss_by_time(graph: nnx.GraphDef, schedule: Schedule) -> Callable[..., Itera
     return measure
 
 
-def learned_log_variance(schedule: Schedule, variance: jax.Array, t: jax.Array) -> jax.Array:
-    """log Σ_θ: the channels v in [-1,1] move between log β̃_t and log β_t (Nichol & Dhariwal, Eq. 15)."""
+def learned_log_variance(
+    schedule: Schedule, variance: Float[Array, "b h w 3"], t: Int[Array, " b"]
+) -> Float[Array, "b h w 3"]:
+    """log Σ_θ: v in [-1,1] interpolates between log β̃_t and log β_t (Nichol & Dhariwal, Eq. 15)."""
     low, high = schedule.at(schedule.posterior_log_variance, t), schedule.at(np.log(schedule.betas), t)
     fraction = (variance.astype(jnp.float32) + 1) / 2
     return fraction * high + (1 - fraction) * low
 
 
 def variational_bound(
-    schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, predicted: jax.Array, variance: jax.Array
-) -> jax.Array:
-    """L_t of the variational bound in bits per dimension, (B,): KL for t > 0, decoder likelihood at t = 0.
+    schedule: Schedule,
+    x0: Float[Array, "b h w 3"],
+    x_t: Float[Array, "b h w 3"],
+    t: Int[Array, " b"],
+    predicted: Float[Array, "b h w 3"],
+    variance: Float[Array, "b h w 3"],
+) -> Float[Array, " b"]:
+    """L_t of the variational bound in bits per dimension: KL for t > 0, decoder likelihood at t = 0.
 
-    x0 (B,H,W,3) in [-1,1] holds 8-bit values. The x_0 implied by the prediction is not clipped, as in the
-    reference's training.
+    x0 in [-1,1] holds 8-bit values. The x_0 implied by the prediction is not clipped, as in the reference's
+    training.
     """
     true_mean = schedule.posterior_mean(x0, x_t, t)
     true_log_variance = schedule.at(schedule.posterior_log_variance, t)
@@ -90,17 +100,17 @@ def variational_bound(
 
 def hybrid_loss(
     schedule: Schedule,
-    x0: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
-    output: jax.Array,
+    x0: Float[Array, "b h w 3"],
+    x_t: Float[Array, "b h w 3"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w 3"],
+    output: Float[Array, "b h w c"],
     weight: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """(simple, bound) per image for a U-Net output with variance channels; train on simple + weight · bound.
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """(simple loss, weight · variational bound) per image of a U-Net output; the loss is their sum.
 
-    The bound sees the noise prediction without its gradient, so that it shapes the variance alone
-    (the reference's "frozen_out").
+    The bound is 0 without variance channels. It has no gradient with respect to the noise prediction, so that
+    it trains the variance only (the reference's "frozen_out").
     """
     predicted, variance = split_output(output.astype(jnp.float32))
     simple = simple_loss(predicted, noise)

@@ -1,10 +1,10 @@
-"""Pictures from a diffusion model: ancestral sampling (Ho et al. 2020) and DDIM (Song et al. 2021).
+"""Sampling images from a diffusion model: ancestral sampling (Ho et al. 2020) and DDIM (Song et al. 2021).
 
     ancestral:  x_{t−1} = μ̃_t(x_t, x̂_0) + σ_t z,  σ_t learned (Nichol & Dhariwal 2021) or √β_t
     DDIM:       x_{t−1} = √ᾱ_{t−1} x̂_0 + √(1 − ᾱ_{t−1} − σ_t²) ε̂ + σ_t z,
                 σ_t = η √((1 − ᾱ_{t−1}) / (1 − ᾱ_t)) √(1 − ᾱ_t / ᾱ_{t−1})
 
-x̂_0 is clipped to [−1, 1]. Fewer steps than the model was trained on run on a shorter schedule with the same
+x̂_0 is clipped to [−1, 1]. With fewer steps than the model was trained with, a shorter schedule has the same
 ᾱ at the timesteps kept. Reference: guided_diffusion/gaussian_diffusion.py (p_sample, ddim_sample) and
 respace.py.
 """
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from difflid_jax.diffusion.objective import learned_log_variance, split_output
 from difflid_jax.diffusion.schedule import Schedule
@@ -24,11 +25,11 @@ from difflid_jax.diffusion.unet import UNet
 SAMPLERS = ("ddim", "ddpm")
 
 
-def kept_timesteps(total: int, steps: int, sampler: str) -> np.ndarray:
-    """The `steps` of `total` timesteps that are run, ascending.
+def kept_timesteps(total: int, steps: int, sampler: str) -> Int[np.ndarray, " n"]:
+    """The `steps` timesteps of `total` that are kept, ascending.
 
-    DDIM strides by an integer from 0 where one fits (the reference's "ddimN"); otherwise they are spread
-    evenly from the first to the last. Raises ValueError for an unknown sampler or an impossible number.
+    DDIM strides by an integer from 0 if one fits (the reference's "ddimN"); otherwise they are spread evenly
+    from the first to the last. Raises ValueError for an unknown sampler or an impossible number.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, found {sampler!r}")
@@ -42,7 +43,7 @@ def kept_timesteps(total: int, steps: int, sampler: str) -> np.ndarray:
     return np.array([round(i * stride) for i in range(steps)])
 
 
-def shortened(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
+def shortened(schedule: Schedule, timesteps: Int[np.ndarray, " n"]) -> Schedule:
     """The schedule whose step i has the ᾱ of `timesteps[i]`."""
     alphas = schedule.alphas_cumprod[timesteps]
     return Schedule(1 - alphas / np.append(1.0, alphas[:-1]))
@@ -51,15 +52,15 @@ def shortened(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
 def step_back(
     schedule: Schedule,
     sampler: str,
-    output: jax.Array,
-    x: jax.Array,
-    i: jax.Array,
-    noise: jax.Array,
+    output: Float[Array, "b h w d"],
+    x: Float[Array, "b h w 3"],
+    i: Int[Array, ""] | int,
+    noise: Float[Array, "b h w 3"],
     eta: float = 0.0,
-) -> jax.Array:
-    """x of step i−1 from x (B,H,W,3) of step i (a scalar) of `schedule`, and the model's output for it.
+) -> Float[Array, "b h w 3"]:
+    """x of step i−1, from x of step i of `schedule` and the model's output (3 or 6 channels) for it.
 
-    `output` is (B,H,W,3 or 6); `noise` standard normal, like x. At i = 0 no noise is added.
+    `noise` is standard normal. At i = 0 no noise is added.
     """
     predicted, variance = split_output(output.astype(jnp.float32))
     t = jnp.full(len(x), i)
@@ -84,9 +85,9 @@ def step_back(
 
 
 class Sampler:
-    """Draws pictures from `unet`, compiled once for all batches of one size.
+    """Draws images from `unet`, compiled once for all batches of one size.
 
-    Raises ValueError for an unknown `sampler` or a number of `steps` that the schedule does not have.
+    Raises ValueError for an unknown `sampler` or more `steps` than the schedule has.
     """
 
     def __init__(
@@ -113,15 +114,15 @@ class Sampler:
 
     def __call__(
         self,
-        keys: jax.Array,
+        keys: Key[Array, " b"],
         size: tuple[int, int],
-        labels: jax.Array | None = None,
+        labels: Int[Array, " b"] | None = None,
         watch: Callable[[Sequence[int]], Iterable[int]] = iter,
-    ) -> jax.Array:
-        """Pictures (B,H,W,C), float32, close to [−1,1], of `size` (H,W), multiples of the U-Net's stride.
+    ) -> Float[Array, "b h w c"]:
+        """Images, float32, close to [−1,1], of `size` (h,w), multiples of the U-Net's stride.
 
-        Picture i comes from `keys[i]` alone, whatever the batch around it. `labels` (B,) int are for
-        class-conditional models. `watch` wraps the sequence of steps, as `tqdm` does.
+        Image i depends only on `keys[i]`, not on the rest of the batch. `labels` are for class-conditional
+        models. `watch` wraps the sequence of steps, as `tqdm` does.
         """
         x = self._draw(keys, jnp.asarray(len(self._timesteps)), (*size, self._channels))
         for i in watch(range(len(self._timesteps) - 1, -1, -1)):

@@ -3,9 +3,9 @@
     python scripts/benchmark.py hspace --size=128 --batch_size=40
     python scripts/benchmark.py hspace --weights=weights/imagenet256 --reference=~/src/guided-diffusion
 
-Without --weights the model has the architecture of --preset and random weights. Where PyTorch is installed
+Without --weights the model has the architecture of --preset and random weights. If PyTorch is installed
 and --reference is a checkout of openai/guided-diffusion, its model runs in the same process, in channels-last
-layout. All rows are measured in turns, so that whatever else the machine does meets them alike; the last
+layout. All rows are measured in turns, so that other work on the machine affects them alike; the last
 column is the median over the turns of (time of this row / time of the first).
 
 GFLOP are XLA's count before optimisation, a multiply-add as two. The peak is that of large matrix products in
@@ -92,7 +92,7 @@ def measure(
     if size % unet.spec.stride:
         raise UsageError(f"--size {size}: expected a multiple of {unet.spec.stride}")
     if unet.spec.in_channels != 3:
-        raise UsageError(f"expected a model of RGB pictures, found {unet.spec.in_channels} channels")
+        raise UsageError(f"expected a model of RGB images, found {unet.spec.in_channels} channels")
     rows = _ours(unet, schedule, batch, size)
     if reference:
         rows += _theirs(reference, unet.spec, rows, dtype, batch, size)
@@ -206,12 +206,12 @@ def _theirs(checkout: str, spec: UNetSpec, ours: list[Row], dtype: str, batch: i
             parameter.normal_(0, 0.02)
     model = model.to(memory_format=torch.channels_last)
 
-    def pictures(number):
+    def images(number: int) -> tuple[Any, ...]:
         x = torch.rand(number, 3, size, size, device=device) * 2 - 1
         labels = None if spec.num_classes is None else torch.zeros(number, dtype=torch.long, device=device)
         return x.to(memory_format=torch.channels_last), torch.full((number,), 500, device=device), labels
 
-    both, once = pictures(2 * batch), pictures(batch)
+    both, once = images(2 * batch), images(batch)
 
     def timed(work: Callable[[], None]) -> Callable[[], None]:
         def call():
@@ -283,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("weights", "", "Shipped name or folder of a diffusion model; empty: random.")
     flags.DEFINE_enum("preset", "256x256_diffusion_uncond", list(PRESETS), "Architecture if random.")
-    flags.DEFINE_integer("size", 128, "Side of the pictures.", lower_bound=1)
+    flags.DEFINE_integer("size", 128, "Side of the images, in pixels.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 1, "Pictures in a call.", lower_bound=1)
     flags.DEFINE_enum(
         "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the computation; auto: bfloat16 on GPU and TPU."
