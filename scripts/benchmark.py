@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(argv: list[str]) -> int:
-    """Run the benchmark named first in `argv` with the flags that follow; the exit status."""
+    """Run the benchmark that `argv` names, with the flags that follow; return the exit status."""
     programs = {path.stem: path for path in sorted((Path(__file__).parent / "benchmarks").glob("*.py"))}
     if len(argv) < 2 or argv[1] not in programs:
         asked = len(argv) > 1 and argv[1] in ("-h", "--help")

@@ -1,4 +1,4 @@
-"""How fast the h-space is: encoder alone, against the whole U-Net run twice, and against PyTorch.
+"""How fast the h-space is: the encoder alone, compared with two runs of the whole U-Net and with PyTorch.
 
     python scripts/benchmark.py hspace --size=128 --batch_size=40
     python scripts/benchmark.py hspace --weights=weights/imagenet256 --reference=~/src/guided-diffusion
@@ -290,5 +290,5 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("turns", 10, "Times that each row is measured.", lower_bound=1)
     flags.DEFINE_bool("whole", True, "Measure the whole U-Net too.")
-    flags.DEFINE_string("reference", "", "Checkout of openai/guided-diffusion, to run beside.")
+    flags.DEFINE_string("reference", "", "Checkout of openai/guided-diffusion, to compare with.")
     run(main)

@@ -1,11 +1,11 @@
-"""How many training crops a second one core makes: from image files, from the decoded cache, with haze.
+"""Training crops per second and core: from image files, from the decoded cache, with haze.
 
     python scripts/benchmarks/input.py
     python scripts/benchmarks/input.py --data=/data/SOTS/indoor --dataset=sots_indoor
 
-Without --data the pairs are made from the photographs that packages carry, in RESIDE's size and format.
-CPU seconds of one thread are counted, so that other programs on the machine matter little; only the last
-row is wall time, of the iterator with its threads.
+Without --data the pairs are made from photographs in installed packages, in RESIDE's size and format. CPU
+seconds of one thread are counted, so that other programs on the machine matter little; only the last row is
+wall time, of the iterator with its threads.
 """
 
 import tempfile

@@ -1,16 +1,16 @@
-"""What a training step costs and where the time goes: input, h-space, network, optimiser.
+"""What a training step costs and where the time goes: input, h-space, network, optimizer.
 
     python scripts/benchmark.py train --config=configs/sots.py
     python scripts/benchmark.py train --config=configs/demo.py --steps=50
     python scripts/benchmark.py train --config=configs/sots.py --authors=~/src/difflid --authors_batch=1
 
-Where --config.prior is empty the frozen model is --preset with random weights, and where --config.data.train
-is empty the pictures are those that packages carry: neither changes the time of a step.
+If --config.prior is empty, the frozen model is --preset with random weights; if --config.data.train is empty,
+the images are photographs from installed packages. Neither changes the time of a step.
 
 The parts are compiled one by one and measured in turns; the whole step is one program, in which they overlap.
-"in the loop" is the training loop itself, from picture files to logged metrics: what it takes beyond the
-whole step is overhead. Where PyTorch is installed, --authors (a checkout of aaaasan111/difflid) runs the
-authors' own step beside it: the whole U-Net in float32, once for each timestep, and their smaller network.
+"in the loop" is the training loop itself, from image files to logged metrics: what it takes beyond the whole
+step is overhead. If PyTorch is installed, --authors (a checkout of aaaasan111/difflid) also runs the authors'
+own step: the whole U-Net in float32, once per timestep, and their smaller network.
 """
 
 import sys
@@ -252,7 +252,7 @@ def _memory(compiled) -> int:
 
 
 def authors_step(checkout: str, batch: int, size: int, preset: str, steps: int) -> float:
-    """Seconds a picture of the authors' own training step in PyTorch, on the same kind of device."""
+    """Seconds per image of the authors' own training step in PyTorch, on the same kind of device."""
     sys.path.insert(0, str(Path(checkout).expanduser()))
     try:
         import torch
@@ -333,7 +333,7 @@ def main(argv: Sequence[str]) -> None:
         )
         ours = measured.in_loop / experiment.batch_size
         print(
-            f"- the authors' step in PyTorch: {1e3 * theirs:,.1f} ms a picture, ours {1e3 * ours:,.1f} ms "
+            f"- the authors' step in PyTorch: {1e3 * theirs:,.1f} ms per image, ours {1e3 * ours:,.1f} ms "
             f"({theirs / ours:.1f} times as fast)"
         )
 
@@ -344,8 +344,8 @@ if __name__ == "__main__":
         "preset", "256x256_diffusion_uncond", list(PRESETS), "Frozen model if --config.prior is ''."
     )
     flags.DEFINE_integer("steps", 20, "Times that each part is measured.", lower_bound=2)
-    flags.DEFINE_string("authors", "", "Checkout of aaaasan111/difflid, to run beside.")
+    flags.DEFINE_string("authors", "", "Checkout of aaaasan111/difflid, to compare with.")
     flags.DEFINE_integer(
-        "authors_batch", 1, "Their batch: attention takes 4 GiB a picture and map at 128 px."
+        "authors_batch", 1, "Their batch size: attention takes 4 GiB per image and map at 128 px."
     )
     run(main)

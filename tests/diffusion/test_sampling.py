@@ -73,7 +73,7 @@ def test_impossible_requests_are_refused(steps, sampler):
         kept_timesteps(1000, steps, sampler)
 
 
-def test_a_perfect_model_of_one_picture_samples_that_picture():
+def test_a_perfect_model_of_one_image_samples_that_image():
     """ε̂ = (x − √ᾱ x_0) / √(1−ᾱ): both samplers must end at x_0, whatever the noise."""
     schedule = Schedule.named("cosine")
     x0 = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3), minval=-0.9, maxval=0.9)

@@ -1,4 +1,4 @@
-"""The network: its size, its equations, and that tiles of a picture equal the picture."""
+"""The network: its size, its equations, and that tiles of an image equal the image."""
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def test_a_step_of_bfloat16_follows_that_of_float32():
     assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
 
 
-def test_tiles_with_the_whole_pictures_features_and_gates_equal_the_whole():
+def test_tiles_with_the_whole_images_features_and_gates_equal_the_whole():
     network = randomised(DiffLI2D(SMALL, rngs=nnx.Rngs(0)))
     rows, columns, margin = 64, 96, 32
     hazy = jax.random.uniform(jax.random.key(0), (1, rows, columns, 3), minval=-1)
