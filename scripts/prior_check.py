@@ -33,6 +33,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from difflid_jax.atomic import write_text
 from difflid_jax.cli import (
     UsageError,
     define_path,
@@ -44,8 +45,7 @@ from difflid_jax.cli import (
 from difflid_jax.data.rgbd import FRAMES, parse_ids
 from difflid_jax.data.sources import DataSet, open_data
 from difflid_jax.diffusion.sampling import Sampler, kept_timesteps
-from difflid_jax.evaluation import probes
-from difflid_jax.evaluation import tables as report
+from difflid_jax.evaluation import probes, tables
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.features.prior import Prior, load_prior, random_prior
 from difflid_jax.images.files import write_png
@@ -101,9 +101,9 @@ def check_prior(options: flags.FlagValues) -> None:
     )
     asked = {name: options[name].value for name in _ASKED}
     about = {"options": asked, "scenes": list(data.names), "fingerprint": data.fingerprint}
-    report.write_json(output / "prior.json", {"priors": found, **about, **report.circumstances()})
+    tables.write_json(output / "prior.json", {"priors": found, **about, **tables.circumstances()})
     text = _markdown(options, len(data), found)
-    report.write_text(output / "prior.md", text)
+    write_text(output / "prior.md", text)
     print(text)
 
 
