@@ -24,30 +24,13 @@ def check_fields(config: ConfigDict, reference: ConfigDict) -> None:
 
 def check_effects(config: ConfigDict) -> None:
     """Raise ValueError for fields of a restorer's config that were changed and would have no effect."""
-    reference = schema.default()
-    idle = [
-        f"config.{field} has no effect: {reason}"
-        for applies, fields, reason in (*_idle_features(config), *_idle_data(config), *_idle_lengths(config))
-        if applies
-        for field in fields
-        if get(config, field) != get(reference, field)
-    ]
-    if idle:
-        raise ValueError("; ".join(idle))
+    rules = (*_idle_features(config), *_idle_data(config), *_idle_lengths(config))
+    _refuse_idle(config, schema.default(), rules)
 
 
 def check_prior_effects(config: ConfigDict) -> None:
     """As `check_effects`, for the config of a diffusion prior."""
-    reference = schema.default_prior()
-    idle = [
-        f"config.{field} has no effect: {reason}"
-        for applies, fields, reason in _idle_lengths(config)
-        if applies
-        for field in fields
-        if get(config, field) != get(reference, field)
-    ]
-    if idle:
-        raise ValueError("; ".join(idle))
+    _refuse_idle(config, schema.default_prior(), _idle_lengths(config))
 
 
 def get(config: ConfigDict, field: str) -> Any:
@@ -58,6 +41,19 @@ def get(config: ConfigDict, field: str) -> Any:
 
 
 Rules = Iterable[tuple[bool, Iterable[str], str]]  # (applies, idle fields, why and what to do)
+
+
+def _refuse_idle(config: ConfigDict, reference: ConfigDict, rules: Rules) -> None:
+    """Raise ValueError for each field to which a rule applies and that differs from its default."""
+    idle = [
+        f"config.{field} has no effect: {reason}"
+        for applies, fields, reason in rules
+        if applies
+        for field in fields
+        if get(config, field) != get(reference, field)
+    ]
+    if idle:
+        raise ValueError("; ".join(idle))
 
 
 def _idle_features(config: ConfigDict) -> Rules:

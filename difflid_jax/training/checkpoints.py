@@ -13,30 +13,26 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import json
+import logging
 import os
 import re
 import shutil
 import threading
 import traceback
-import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from difflid_jax import parallel
+from difflid_jax.training import seals
 
-SEAL = "seal.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is still writing
 _REPLACED = "replaced."  # before the step: one that is being written again
-_STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it, after the seal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Checkpoints:
             for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(unfinished)
             _put_back(self.folder)
-            set_damaged_aside(self.folder)
+            seals.set_damaged_aside(self.folder)
         parallel.wait_for_all("checkpoints verified")
         self._metric = metric
         sign = 1 if highest else -1
@@ -200,36 +196,33 @@ class Checkpoints:
         )
 
     def _seal(self) -> None:
-        """Write length and checksum of the files of the checkpoint that is about to be renamed."""
+        """Seal the checkpoint that is about to be renamed."""
         (folder,) = self.folder.glob(f"*{_UNFINISHED}*")
-        files = [path for path in folder.rglob("*") if path.is_file() and path.name != _STAMPED]
-        marks = {str(path.relative_to(folder)): _mark(path) for path in files}
-        with (folder / SEAL).open("w") as file:
-            json.dump(marks, file)
-            file.flush()
-            os.fsync(file.fileno())
+        seals.write(folder)
 
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Keep Orbax and its threads from printing the errors that it also raises where they are handled."""
-
-    def is_elsewhere(record) -> bool:
-        return "orbax" not in record.pathname
+    # For good: asyncio logs a failed write of Orbax when its task is collected, which may be much later.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_not_of_orbax)
 
     def hook(given) -> None:
         modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(given.exc_traceback))
         if not any(module.startswith("orbax") for module in modules):
             before(given)
 
-    logger, before = absl.logging.get_absl_logger(), threading.excepthook
-    logger.addFilter(is_elsewhere)
+    before = threading.excepthook
     threading.excepthook = hook
     try:
         yield
     finally:
-        logger.removeFilter(is_elsewhere)
         threading.excepthook = before
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
 
 
 def _error_number(error: BaseException | None) -> int:
@@ -279,50 +272,6 @@ def _put_back(folder: Path) -> None:
             shutil.rmtree(replaced)
         else:
             replaced.rename(place)
-
-
-def set_damaged_aside(folder: Path) -> None:
-    """Move damaged checkpoints of `folder` to `damaged/` next to it, each with a warning.
-
-    Raises ValueError if no checkpoint is left.
-    """
-    sealed = [path for path in folder.glob("*") if path.name.isdecimal()]
-    reasons = {path: reason for path in sealed if (reason := _damage(path))}
-    if reasons and len(reasons) == len(sealed):
-        listed = "; ".join(f"{path.name}: {reason}" for path, reason in reasons.items())
-        raise ValueError(f"{folder}: every checkpoint is damaged ({listed}); start again in another workdir")
-    aside = folder.parent / "damaged"
-    for path, reason in reasons.items():
-        aside.mkdir(exist_ok=True)
-        number = sum(1 for other in aside.glob(f"{path.name}.*"))
-        path.rename(aside / f"{path.name}.{number}")
-        warnings.warn(
-            f"checkpoint {path} is damaged: {reason}; moved to {aside}, using the previous one", stacklevel=2
-        )
-
-
-def _damage(folder: Path) -> str | None:
-    for name in (_STAMPED, SEAL):
-        try:
-            marks = json.loads((folder / name).read_text())
-        except (OSError, ValueError):
-            return f"{name} cannot be read"
-    for name, mark in marks.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if _mark(path) != mark:
-            return f"{name} differs from what was written"
-    return None
-
-
-def _mark(path: Path) -> list[int]:
-    """[length, CRC-32] of a file."""
-    crc = length = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            crc, length = zlib.crc32(block, crc), length + len(block)
-    return [length, crc]
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from difflid_jax import parallel
 from difflid_jax.training import throughput
 from difflid_jax.training.checkpoints import Checkpoints
+from difflid_jax.training.interruption import Interruption
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.step import TrainState
 
@@ -80,37 +81,6 @@ class Outcome:
     signal: int
 
 
-class Interruption:
-    """Records SIGTERM and SIGINT inside its context; a second signal acts as it would outside."""
-
-    def __init__(self):
-        self.signal = 0
-
-    def __enter__(self) -> "Interruption":
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in self._before:
-            signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._restore()
-
-    def ends_evaluation(self) -> bool:
-        """Whether to end an evaluation early.
-
-        Several processes all complete it, so that none waits for another forever.
-        """
-        return self.signal != 0 and jax.process_count() == 1
-
-    def _note(self, number: int, frame) -> None:
-        self.signal = int(number)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def run(
     spec: LoopSpec,
     step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
@@ -129,58 +99,34 @@ def run(
     """Train from `state` to the end of the schedule, of the time allowed, or to a signal.
 
     `step` is compiled and may take the buffers of `state`; `batches` has `get_state()`. `meta` goes into
-    every checkpoint, with 'evaluated', the last evaluated step, and 'unlogged', the metrics of the steps
-    since the last line of the log. All processes of a run stop at the same step, whichever received the
-    signal.
-
-    Raises:
-        Diverged: `max_bad_steps` updates in a row were skipped; names the last checkpoint.
-        OSError: a checkpoint could not be written.
+    every checkpoint, see `_Saver`. All processes of a run stop at the same step, whichever received the
+    signal. Raises Diverged if `max_bad_steps` updates in a row were skipped, OSError if a checkpoint cannot
+    be written.
     """
-    done = int(state.step)
-    evaluated, saved = meta.get("evaluated", -1), done or -1
+    done, stop = int(state.step), 0
     deadline = time.monotonic() + 60 * spec.minutes if spec.minutes else math.inf
     progress = _Progress(spec, log, checkpoints, meta.get("unlogged", []))
+    saver = _Saver(checkpoints, batches, progress, meta, done)
     profile = _Profile(spec.profile, profile_folder)
-    stop = 0
-
-    def save(scores: dict[str, float] | None = None) -> None:
-        nonlocal saved
-        progress.catch_up()
-        # During bad steps, keep the checkpoint from before them.
-        if progress.bad_steps == 0 or ending or stop:
-            now = {**meta, "evaluated": evaluated, "unlogged": progress.unlogged()}
-            checkpoints.save(done, state, batches.get_state(), now, scores)
-            saved = done
-        progress.paused()
-
     while True:
         ending = done == spec.steps or stop == _TIME_IS_UP
         due = ending or (spec.evaluate_every and done and done % spec.evaluate_every == 0)
-        if evaluate is not None and due and evaluated != done and stop in (0, _TIME_IS_UP):
-            if saved != done:
-                save()  # so that a failing evaluation costs no step
+        if evaluate is not None and due and saver.evaluated != done and stop in (0, _TIME_IS_UP):
+            saver.save(done, state, last=ending)  # so that a failing evaluation costs no step
             checkpoints.wait()
             result = evaluate(state.eval_params, interruption.ends_evaluation)
             if result is None:
                 stop = interruption.signal or signal.SIGTERM
             else:
-                scores, sheet = result
-                evaluated = done
-                log.evaluation(done, scores, sheet)
-                save(scores)
-        periodic = done and done % spec.checkpoint_every == 0
-        if saved != done and (periodic or ending or stop):
-            save()
+                log.evaluation(done, *result)
+                saver.evaluated = done
+                saver.save(done, state, result[0], last=ending)
+        if ending or stop or (done and done % spec.checkpoint_every == 0):
+            saver.save(done, state, last=bool(ending or stop))
         if ending or stop:
             break
-
-        try:
-            batch = next(batches)
-        except Exception:
-            # Ctrl-C also reaches the worker processes of the input, and may end them first.
-            if not interruption.signal or jax.process_count() > 1:
-                raise
+        batch = _next(batches, interruption)
+        if batch is None:
             stop = interruption.signal
             continue
         profile.before(done + 1)
@@ -190,10 +136,52 @@ def run(
         reason = parallel.greatest(mesh, interruption.signal or (_TIME_IS_UP if late else 0))
         stop = progress.sent(done, metrics, reason)
         profile.after(done, metrics)
-
     profile.end()
     checkpoints.wait()
     return Outcome(state, done, 0 if stop == _TIME_IS_UP else int(stop))
+
+
+def _next(batches: Iterator[Mapping[str, jax.Array]], interruption: Interruption) -> Any | None:
+    """The next batch; None if the input ended because of a signal."""
+    try:
+        return next(batches)
+    except Exception:
+        # Ctrl-C also reaches the worker processes of the input, and may end them first.
+        if not interruption.signal or jax.process_count() > 1:
+            raise
+        return None
+
+
+class _Saver:
+    """Writes the checkpoints of a run that starts or resumes at `step`.
+
+    Each holds `meta` with 'evaluated', the last evaluated step, and 'unlogged', the metrics of the steps
+    since the last line of the log.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, batches: Any, progress: "_Progress", meta: Mapping, step: int
+    ):
+        self._checkpoints, self._batches, self._progress = checkpoints, batches, progress
+        self._meta = meta
+        self._saved = step or -1
+        self.evaluated = meta.get("evaluated", -1)
+
+    def save(
+        self, step: int, state: TrainState, scores: dict[str, float] | None = None, *, last: bool
+    ) -> None:
+        """Save `step`, unless that is done or, before the `last` step, its update was skipped.
+
+        During bad steps the checkpoint from before them is kept.
+        """
+        if self._saved == step and scores is None:
+            return
+        self._progress.catch_up()
+        if self._progress.bad_steps == 0 or last:
+            meta = {**self._meta, "evaluated": self.evaluated, "unlogged": self._progress.unlogged()}
+            self._checkpoints.save(step, state, self._batches.get_state(), meta, scores)
+            self._saved = step
+        self._progress.paused()
 
 
 class _Progress:

@@ -19,8 +19,9 @@ from difflid_jax.data.roles import report_roles
 from difflid_jax.data.sources import DataSet
 from difflid_jax.training import loop, throughput, workdir
 from difflid_jax.training.checkpoints import Checkpoints
+from difflid_jax.training.interruption import Interruption
 from difflid_jax.training.log import RunLog
-from difflid_jax.training.loop import Diverged, Evaluate, Interruption
+from difflid_jax.training.loop import Diverged, Evaluate
 from difflid_jax.training.spec import RunSpec
 from difflid_jax.training.step import Loss, TrainState, initial_state, make_step
 

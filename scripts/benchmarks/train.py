@@ -43,6 +43,7 @@ from difflid_jax.features.h_space import feature_channels, h_space
 from difflid_jax.network.difflid import DiffLI2D
 from difflid_jax.training import loop, throughput
 from difflid_jax.training.checkpoints import Checkpoints
+from difflid_jax.training.interruption import Interruption
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import TrainState, initial_state, make_step
@@ -234,7 +235,7 @@ def _loop(experiment, steps, compiled, state, frozen, batches, mesh, folder: Pat
 
     log = Rates(folder, first_step=first, total_steps=spec.steps, tensorboard=False)
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    with loop.Interruption() as interruption:
+    with Interruption() as interruption:
         loop.run(
             spec, compiled, state, frozen, batches, mesh=mesh, checkpoints=checkpoints, log=log,
             interruption=interruption, meta={},
