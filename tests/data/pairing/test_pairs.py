@@ -1,4 +1,4 @@
-"""Pairs are found by key in every layout people have, and whatever is wrong with a set is named."""
+"""Pairs are found by key in every common layout, and every fault of a set is named."""
 
 import random
 import shutil
@@ -345,7 +345,7 @@ def test_bad_images_are_left_out_by_name_and_the_rest_is_paired(tmp_path):
     assert [pair.name for pair in quick] == ["middle", "ok"]  # only decoding finds damage in the middle
 
 
-def test_grey_and_opaque_alpha_are_used_and_said(tmp_path):
+def test_grey_and_opaque_alpha_are_used_and_reported(tmp_path):
     make(tmp_path / "hazy", "a.png", "b.png")
     make(tmp_path / "gt", "a.png", "b.png")
     image = Image.fromarray(photo(3))
@@ -369,7 +369,7 @@ def test_the_older_its_is_refused(tmp_path, monkeypatch):
         found(tmp_path, "its")
 
 
-def test_mixed_versions_of_its_are_errors_whatever_is_allowed(tmp_path):
+def test_mixed_versions_of_its_are_errors_even_if_missing_pairs_are_allowed(tmp_path):
     make(tmp_path / "hazy", "1_1_0.9.png", "1_1_0.85.png", "1_12_0.7.png")
     make(tmp_path / "clear", "1.png")
     _, report = found(tmp_path, "its")
