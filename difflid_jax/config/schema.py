@@ -71,7 +71,7 @@ def default() -> ConfigDict:
             },
             "network": {
                 "kind": "paper",  # or 'plus' (DiffLI²D+, network.plus)
-                "branches": 1,  # gated depthwise branches per block of DiffLI²D+
+                "branches": 1,  # gated branches per block of DiffLI²D+
                 "preset": "paper",  # sets the widths; '' for those below
                 "widths": (64, 128, 256, 512),
                 "heads": 4,

@@ -36,13 +36,6 @@ def convolve_joined(
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-@cpu.on_cpu(convolution.depthwise)
-def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]) -> Float[Array, "b h2 w2 c"]:
-    """3×3 convolution of each channel by itself, without padding: (B,H,W,C) → (B,H-2,W-2,C)."""
-    numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
-    return lax.conv_general_dilated(x, kernel[:, :, None], (1, 1), "VALID", **numbers)
-
-
 class UpConv(nnx.Conv):
     """Bilinear ×2, then the 3×3 convolution: (B,H,W,C) → (B,2H,2W,C')."""
 

@@ -1,8 +1,8 @@
 """DiffLI²D+: the paper's U-Net with three changes to its block. Ours, not the paper's.
 
-- A gated depthwise branch after CIM and HAE gives the block what it lacks, a spatial, non-linear part:
+- Gated branches after CIM and HAE give the block what it lacks, a spatial, non-linear part:
 
-      F_o + W₂ (u ⊙ v),    (u, v) = split(DW₃ₓ₃(W₁ LayerNorm(F_o)))
+      F + W₂ (u ⊙ v),    (u, v) = split(Conv₃ₓ₃(LayerNorm(F)))
 
 - The channel gate of Eq. 8 pools h instead of F'_m: g = σ(W_L · AvgPool(h)). A crop and the whole image then
   have the same gate, so tiles agree and nothing depends on padding.
@@ -22,15 +22,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from difflid_jax.layers.convolution import depthwise
-from difflid_jax.layers.resize import WHOLE, Window, resize
+from difflid_jax.layers.resize import WHOLE, Window
 from difflid_jax.network.cim import ContentIntegration
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class PlusSpec(NetworkSpec):
-    """`NetworkSpec` and the number of gated depthwise branches per block."""
+    """`NetworkSpec` and the number of gated branches per block."""
 
     branches: int = 1
 
@@ -67,39 +66,46 @@ class Conv3x3(nnx.Module):
 
 
 class Up3x3(Conv3x3):
-    """Bilinear ×2, then the convolution: (B,H,W,C) → (B,2H,2W,C')."""
+    """Bilinear ×2, then the convolution: (B,H,W,C) → (B,2H,2W,C').
+
+    Both are linear: each of the four pixels that a pixel becomes is a 3×3 convolution of the small map, so one
+    convolution to 4·C' channels and a pixel shuffle do the work, and the enlarged map is never made.
+    """
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        return super().__call__(resize(x, (2 * x.shape[1], 2 * x.shape[2])))
-
-
-class Depthwise3x3(nnx.Module):
-    """3×3 convolution of every channel by itself, repeating the border: (B,H,W,C) → (B,H,W,C)."""
-
-    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(
-            nnx.initializers.lecun_normal()(rngs.params(), (9, channels)).reshape(3, 3, -1)
+        kernel, bias = (value[...].astype(x.dtype) for value in (self.conv.kernel, self.conv.bias))
+        weights = jnp.asarray(_BILINEAR, x.dtype)
+        kernel = jnp.einsum("pta,qsb,tsio->abipqo", weights, weights, kernel)
+        batch, height, width, inputs = x.shape
+        y = jax.lax.conv_general_dilated(
+            _repeat_border(x),
+            kernel.reshape(3, 3, inputs, -1),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.dtype = dtype
+        y = y.reshape(batch, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+        return y.reshape(batch, 2 * height, 2 * width, -1) + bias
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        kernel, bias = (value[...].astype(self.dtype) for value in (self.kernel, self.bias))
-        return depthwise(_repeat_border(x), kernel) + bias
+
+# Weights of pixels i − 1, i, i + 1 (last axis) in what tap 0, 1, 2 (middle axis) reads for pixels 2i, 2i + 1.
+_BILINEAR = (
+    ((0.75, 0.25, 0.0), (0.25, 0.75, 0.0), (0.0, 0.75, 0.25)),
+    ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25), (0.0, 0.25, 0.75)),
+)
 
 
 class GatedBranch(nnx.Module):
-    """F + W₂ (u ⊙ v), (u, v) = split(DW₃ₓ₃(W₁ LayerNorm(F))): (B,H,W,C) → (B,H,W,C)."""
+    """F + W₂ (u ⊙ v), (u, v) = split(Conv₃ₓ₃(LayerNorm(F))): (B,H,W,C) → (B,H,W,C)."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(channels, dtype=dtype, rngs=rngs)
-        self.expand = nnx.Linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
-        self.depthwise = Depthwise3x3(2 * channels, dtype=dtype, rngs=rngs)
+        self.conv = Conv3x3(channels, 2 * channels, dtype=dtype, rngs=rngs)
         zero = nnx.initializers.zeros
         self.reduce = nnx.Linear(channels, channels, kernel_init=zero, dtype=dtype, rngs=rngs)
 
     def __call__(self, f: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        u, v = jnp.split(self.depthwise(self.expand(self.norm(f))), 2, axis=-1)
+        u, v = jnp.split(self.conv(self.norm(f)), 2, axis=-1)
         return f + self.reduce(u * v)
 
 
@@ -148,7 +154,7 @@ def _bilinear(size: int, cells: int, start: jax.Array, end: jax.Array) -> jax.Ar
 
 
 class PlusBlock(nnx.Module):
-    """CIM, HAE with its gate from h, then gated depthwise branches."""
+    """CIM, HAE with its gate from h, then gated branches."""
 
     def __init__(self, channels: int, spec: PlusSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         made = {"dtype": dtype, "rngs": rngs}

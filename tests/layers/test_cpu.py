@@ -8,7 +8,7 @@ from flax import nnx
 from jax import export
 
 from difflid_jax.layers.attention import attention
-from difflid_jax.layers.convolution import UpConv, convolve, convolve_joined, depthwise
+from difflid_jax.layers.convolution import UpConv, convolve, convolve_joined
 from difflid_jax.layers.cpu import form, on_cpu
 from difflid_jax.layers.cpu.attention import attend
 from difflid_jax.network.cim import ContentIntegration
@@ -37,14 +37,6 @@ def hae():
     return HazeAwareEnhancement(8, 5, **made())
 
 
-class Depthwise(nnx.Module):
-    def __init__(self):
-        self.kernel = nnx.Param(jnp.zeros((3, 3, 5)))
-
-    def __call__(self, x):
-        return depthwise(x, self.kernel[...])
-
-
 def up():
     return UpConv(6, 3, (3, 3), padding=1, **made())
 
@@ -64,7 +56,6 @@ CASES = {
     "from few channels": (lambda: conv(3, 6), (5, 6, 3)),
     "small map": (lambda: conv(5, 7), (2, 2, 5)),
     "small map, thin, stride 2": (lambda: conv(5, 7, strides=2), (1, 8, 5)),
-    "depthwise": (Depthwise, (7, 9, 5)),
     "large map, stride 2": (lambda: conv(5, 7, strides=2), (3, 8, 5)),
 }
 

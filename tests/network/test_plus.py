@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec, resize_window
+from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec, Up3x3, resize_window
 
 SPEC = PlusSpec(widths=(8, 16), feature_channels=12, heads=2, branches=2)
 
@@ -54,3 +54,10 @@ def test_the_spec_survives_json_and_refuses_ablations():
     assert PlusSpec.from_dict(SPEC.to_dict()) == SPEC
     with pytest.raises(ValueError, match="always has CIM and HAE"):
         PlusSpec(content="self_attention")
+
+
+def test_up_is_a_bilinear_enlargement_and_a_convolution(drawn):
+    up = drawn(lambda: Up3x3(6, 4, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    x = random(0, 2, 5, 7, 6)
+    large = jnp.pad(jax.image.resize(x, (2, 10, 14, 6), "bilinear"), [(0, 0), (1, 1), (1, 1), (0, 0)], "edge")
+    np.testing.assert_allclose(up(x), up.conv(large), atol=1e-5)

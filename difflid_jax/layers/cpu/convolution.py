@@ -132,40 +132,6 @@ def convolve_doubled(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array,
     return rows.reshape(batch, 2 * height, 2 * width, outputs).astype(x.dtype)
 
 
-@jax.custom_vjp
-def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]) -> Float[Array, "b h2 w2 c"]:
-    """3×3 convolution of each channel by itself, without padding: a sum of nine products.
-
-    Its gradients are such sums, too. XLA's grouped convolution, and the gradient that JAX derives from this
-    sum, take thirty times as long on a CPU.
-    """
-    x = lax.optimization_barrier(x)
-    height, width = x.shape[1] - 2, x.shape[2] - 2
-    return sum(kernel[i, j] * x[:, i : i + height, j : j + width] for i in range(3) for j in range(3))
-
-
-def _depthwise_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Computed once: XLA would fuse what gives x and g into each of the nine products.
-    x, g = lax.optimization_barrier((residuals[0], g))
-    kernel = residuals[1]
-    channels = g.shape[-1]
-    # Seen from the input, the kernel is mirrored.
-    padded = jnp.pad(g, [(0, 0), (2, 2), (2, 2), (0, 0)])
-    ones = jnp.ones((1, g.size // channels), g.dtype)
-
-    def of_tap(_: None, tap: jax.Array) -> tuple[None, jax.Array]:
-        seen = lax.dynamic_slice(x, (0, tap[0], tap[1], 0), g.shape)
-        return None, ones @ lax.optimization_barrier((seen * g).reshape(-1, channels))
-
-    # A loop, so that one buffer serves all nine products.
-    taps = jnp.stack(jnp.meshgrid(jnp.arange(3), jnp.arange(3), indexing="ij"), -1).reshape(9, 2)
-    _, by_tap = lax.scan(of_tap, None, taps)
-    return depthwise(padded, kernel[::-1, ::-1]), by_tap.reshape(kernel.shape)
-
-
-depthwise.defvjp(lambda x, kernel: (depthwise(x, kernel), (x, kernel)), _depthwise_backward)
-
-
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)
