@@ -9,18 +9,14 @@ import time
 import numpy as np
 import pytest
 
-# `train` with a read that fails in process 1 after three batches, as of an image on a host's broken disk.
+# A process that fails while the other one waits for it in a collective, as for a step's gradients.
 FAILING = """
-import os, sys
-from difflid_jax import cli, train
-from difflid_jax.data.pipeline import Batches
-take = Batches.__next__
-def fail(self):
-    if os.environ["JAX_PROCESS_ID"] == "1" and self._next == 3:
+import jax
+from difflid_jax import parallel
+with parallel.processes("train", False):
+    if jax.process_index() == 1:
         raise ValueError("hazy/7.png: the file is damaged")
-    return take(self)
-Batches.__next__ = fail
-cli.run(train.main, train.define_flags)
+    parallel.wait_for_all("a step")
 """
 
 
@@ -96,12 +92,10 @@ def test_processes_with_other_settings_or_images_refuse_to_start(tiny, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_one_that_fails_ends_all_with_its_line(tiny, tmp_path):
-    start = time.monotonic()
-    command = [sys.executable, "-c", FAILING, *tiny.command(tmp_path / "run")[3:]]
+def test_one_that_fails_ends_all_with_its_line(tiny):
     processes = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", FAILING],
             env=tiny.environment | environment,
             cwd=tiny.repository,
             stderr=subprocess.PIPE,
@@ -110,9 +104,7 @@ def test_one_that_fails_ends_all_with_its_line(tiny, tmp_path):
         for environment in together()
     ]
     codes, errors = finish(processes)
+    # JAX alone ends process 0 after minutes, with the dump of its barrier and status 134.
     assert codes == [2, 2], errors
-    assert errors[1].splitlines()[-1].endswith("hazy/7.png: the file is damaged")
-    assert errors[0].splitlines()[-1].endswith("process 1 failed: hazy/7.png: the file is damaged")
-    for error in errors:
-        assert "Traceback" not in error and "barrier" not in error and "coordination" not in error.lower()
-    assert time.monotonic() - start < 240  # of which most is the start; JAX alone takes 400 s to give up
+    assert errors[0] == "train: process 1 failed: hazy/7.png: the file is damaged\n"
+    assert errors[1] == "train: hazy/7.png: the file is damaged\n"
