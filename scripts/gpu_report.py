@@ -1,50 +1,60 @@
-"""What an accelerator makes of it: checks the arithmetic, measures the paper's step, writes the table.
+"""Check and measure this package on a GPU or TPU, and write a report.
 
-    python scripts/gpu_report.py --output=results/gpu.md
+    python scripts/gpu_report.py --output=results/gpu
 
-Needs nothing but this repository and a GPU or TPU: the ImageNet-256 U-Net gets random weights of its
-architecture, the pictures are those that installed packages carry. Checks, which decide the exit status:
+It needs nothing but this repository and an accelerator: the ImageNet-256 U-Net gets random weights, and the
+images are those that installed packages carry. The stages, each a file in the output folder:
 
-1. the h-space in bfloat16 agrees with the h-space in float32 on the same weights;
-2. twenty steps at the paper's batch and crop lower the loss, skip no update, leave the frozen U-Net as it is;
-3. the same twenty steps, run again, give the same parameters bit for bit, and so do ten and then ten. (Where
-   a GPU's kernels add in no fixed order, XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true fixes it.)
+1. parity: the shipped restorer in float32 gives on this device what it gives on this machine's CPU;
+2. checks: the h-space in bfloat16 agrees with float32; twenty steps at the paper's batch and crop lower the
+   loss, skip no update and leave the frozen U-Net as it is; the same steps again, and ten and then ten, give
+   the same parameters bit for bit (if a GPU's kernels add in no fixed order, set
+   XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true);
+3. step: the time of the paper's step and of its parts, with the network in float32 and in bfloat16, and of
+   the h-space, against the aims for an H200;
+4. restoring: images of 620×460 per second;
+5. training: the demo, from images to weights.
 
-Measured: the h-space at the paper's batch and crop, beside the whole U-Net and the greatest rate of matrix
-products (benchmark hspace); the step of configs/sots.py with the network in float32 and in bfloat16, split
-into its parts (benchmark train). The report ends with what was aimed at on an H200. With --tiny, the shipped
-prior and a small network, it runs on a CPU too, to try the script itself.
+A stage whose file exists is not run again, so the same command resumes an interrupted report; report.md
+joins the files. Exit status 1: a check failed. --tiny takes the shipped prior and a small network, to try the
+script on any device.
+
+Wheels, if the machine has no index (Python 3.12, jax 0.11.2): jax, jaxlib, jax-cuda12-plugin, jax-cuda12-pjrt
+and the nvidia-*-cu12 wheels that `pip download "jax[cuda12]==0.11.2"` names, and this package's dependencies
+(`pip download -c constraints.txt .` without the pins of jax and jaxlib).
 """
 
 import importlib.util
+import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import nnx
+from gpu_checks import Checks
 
-from difflid_jax import parallel
+from difflid_jax.atomic import write_text
 from difflid_jax.cli import UsageError, run, use_compilation_cache
 from difflid_jax.config import experiment as experiments
-from difflid_jax.config import inputs, schema
+from difflid_jax.config import files, schema
 from difflid_jax.config.experiment import Experiment
-from difflid_jax.data.pipeline import Batches
-from difflid_jax.network.difflid import DiffLI2D
-from difflid_jax.training.loss import restoration_loss
-from difflid_jax.training.step import TrainState, initial_state, make_step
+from difflid_jax.data.photographs import photographs
+from difflid_jax.restoration.loading import load_restorer
+from difflid_jax.tasks.restorer import train
 
+_PRESET = "256x256_diffusion_uncond"
+_FAILED = "**no**"
 # Aimed at on an H200.
 _STEP_SECONDS = 0.045  # of the paper's configuration, in the training loop
 _SCHEDULE_HOURS = 5.5  # of its 1,200 epochs
 _SHARE_OF_PEAK = 0.45  # of the h-space, of the measured matrix peak
 _FASTER_THAN_WHOLE = 3.0  # h-space, than two passes of the whole U-Net
-# bfloat16 keeps 8 bits; through some forty layers the differences add up to a few per cent.
-_BFLOAT16_TOLERANCE = 0.05
+# Sums in another order; a TF32 product, with 11 bits, would be off by a hundred times as much.
+_PARITY_TOLERANCE = 1e-4
 
 
 def _benchmark(name: str):
@@ -67,77 +77,88 @@ def paper_experiment(tiny: bool) -> Experiment:
     return experiments.resolve(config)
 
 
-class Checks:
-    """The three checks, on one random prior and one stream of batches."""
+def _parity(experiment: Experiment, options) -> list[str]:
+    """Restored images, in [0,1], of the shipped restorer on this device and on the CPU of its machine."""
+    restorer = load_restorer(dtype="float32")
+    hazy = _photograph(96, 128)
 
-    def __init__(self, experiment: Experiment, preset: str, benchmark):
-        self.mesh = parallel.make_mesh()
-        self.experiment = experiment
-        exact = replace(experiment, features=replace(experiment.features, dtype="float32"))
-        self.features, self.exact = (benchmark.features_of(e, preset) for e in (experiment, exact))
-        self.frozen = parallel.replicate(self.mesh, self.features.frozen)
-        spec = experiment.network_on(self.features.channels)
-        self.graph = nnx.graphdef(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
-        optimizer = experiment.optimizer(13_990)
-        self.start = jax.jit(
-            lambda: initial_state(nnx.state(DiffLI2D(spec, rngs=nnx.Rngs(0))), optimizer, seed=0)
-        )
-        step = make_step(restoration_loss(self.graph, self.features.apply), optimizer)
-        self.step = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(self.mesh))
+    def restored(device: jax.Device) -> np.ndarray:
+        params, frozen = jax.device_put((restorer.params, restorer.frozen), device)
+        with jax.default_device(device), jax.default_matmul_precision("float32"):
+            return np.asarray(replace(restorer, params=params, frozen=frozen).restore_array(hazy))
 
-    def batches(self) -> Batches:
-        return Batches(
-            inputs.open_images(self.experiment.train),
-            self.experiment.crop,
-            self.experiment.batch_size,
-            haze=self.experiment.haze,
-            sharding=parallel.batch_sharded(self.mesh),
-        )
-
-    def bfloat16(self) -> float:
-        """The relative error of the h-space, the greater of the two maps."""
-        hazy = next(self.batches())["hazy"].astype(jnp.float32) / 127.5 - 1
-        key = jax.random.key(0)
-        low = jax.jit(self.features.apply)(self.frozen, hazy, key)
-        with jax.default_matmul_precision("float32"):
-            high = jax.jit(self.exact.apply)(self.frozen, hazy, key)
-        pairs = [[np.asarray(m, np.float32) for m in pair] for pair in zip(low, high, strict=True)]
-        return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
-
-    def train(self, state: TrainState, batches: Batches, steps: int) -> tuple[TrainState, list[dict]]:
-        said = []
-        for _ in range(steps):
-            state, metrics = self.step(state, self.frozen, next(batches))
-            said.append(metrics)
-        return state, jax.device_get(said)
-
-    def run(self) -> list[tuple[str, bool, str]]:
-        """(what was checked, whether it holds, with which figure)."""
-        error = self.bfloat16()
-        before = [np.asarray(leaf) for leaf in jax.tree.leaves(self.frozen)]
-        first, said = self.train(parallel.replicate(self.mesh, self.start()), self.batches(), 20)
-        again, _ = self.train(parallel.replicate(self.mesh, self.start()), self.batches(), 20)
-        batches = self.batches()
-        half, _ = self.train(parallel.replicate(self.mesh, self.start()), batches, 10)
-        state, other = jax.device_get(half), self.batches()
-        other.set_state(batches.get_state())
-        resumed, _ = self.train(parallel.replicate(self.mesh, state), other, 10)
-        after = [np.asarray(leaf) for leaf in jax.tree.leaves(self.frozen)]
-        losses = [float(metrics["loss"]) for metrics in said]
-        skipped = int(said[-1]["skipped"])
-        early, late = np.mean(losses[:5]), np.mean(losses[-5:])
-        return [
-            ("h-space in bfloat16 against float32", error < _BFLOAT16_TOLERANCE, f"{error:.4f} relative"),
-            ("the loss falls, no update skipped", late < early and not skipped, f"{early:.4f} → {late:.4f}"),
-            ("frozen U-Net unchanged", all(map(np.array_equal, before, after)), f"{len(before)} arrays"),
-            ("twenty steps twice", _same(first, again), "bit for bit"),
-            ("ten and then ten", _same(first, resumed), "bit for bit"),
-        ]
+    here, host = (restored(device) for device in (jax.devices()[0], jax.devices("cpu")[0]))
+    error = float(np.linalg.norm(here - host) / np.linalg.norm(host))
+    name = "restored image in float32 as on CPU"
+    return _checked([(name, error < _PARITY_TOLERANCE, f"{error:.1e} relative")])
 
 
-def _same(a: TrainState, b: TrainState) -> bool:
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+def _checks(experiment: Experiment, options) -> list[str]:
+    return _checked(Checks(experiment, _PRESET, _benchmark("train")).run())
+
+
+def _step(experiment: Experiment, options) -> list[str]:
+    benchmark, both_times = _benchmark("train"), _benchmark("hspace")
+    h_space = both_times.measure(
+        weights=experiment.prior,
+        preset=_PRESET,
+        size=experiment.crop.size,
+        batch=experiment.batch_size,
+        turns=options.steps,
+    )
+    lines = ["```", both_times.table(h_space), "```", ""]
+    seconds = {}
+    for dtype in ("float32", "bfloat16"):
+        measured = benchmark.measure(replace(experiment, network_dtype=dtype), _PRESET, options.steps)
+        lines += [f"Step of configs/sots.py, network in {dtype}:", "", benchmark.table(measured), ""]
+        seconds[dtype] = measured.in_loop
+    return [*lines, *_aims(h_space, seconds, benchmark.PAPER_STEPS)]
+
+
+def _restoring(experiment: Experiment, options) -> list[str]:
+    size = (46, 62) if options.tiny else (460, 620)
+    restorer, photo = load_restorer(), (_photograph(*size) * 255).astype(np.uint8)
+    restorer(photo)
+    seconds = []
+    for _ in range(options.steps):
+        start = time.perf_counter()
+        restorer(photo)
+        seconds.append(time.perf_counter() - start)
+    median = float(np.median(seconds))
+    return [f"{size[1]}×{size[0]}, one at a time: {1e3 * median:.1f} ms, {1 / median:.1f} images/s"]
+
+
+def _training(experiment: Experiment, options) -> list[str]:
+    config = files.load_config("demo")
+    if options.tiny:
+        config.training.steps, config.data.crop, config.data.batch_size = 4, 32, 2
+        config.evaluation.lpips = False
+    workdir = Path(options.output) / "demo"
+    status = train(experiments.resolve(config), workdir)
+    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    test = [row for row in log if row["kind"] == "test"]
+    scores = {name: value for name, value in test[-1].items() if isinstance(value, float)} if test else {}
+    found = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+    return _checked([("the demo trains to its end", status == 0 and bool(test), found)])
+
+
+_STAGES: dict[str, Callable[[Experiment, flags.FlagValues], list[str]]] = {
+    "parity": _parity,
+    "checks": _checks,
+    "step": _step,
+    "restoring": _restoring,
+    "training": _training,
+}
+
+
+def _photograph(height: int, width: int) -> np.ndarray:
+    """A part of a photograph of 741×500, float32 (H,W,3) in [0,1]."""
+    return np.asarray(photographs("test")[0][1][:height, :width], np.float32) / 255
+
+
+def _checked(rows: list[tuple[str, bool, str]]) -> list[str]:
+    lines = [f"| {name} | {'yes' if holds else _FAILED} | {figure} |" for name, holds, figure in rows]
+    return ["| check | holds | figure |", "|---|---|---|", *lines]
 
 
 def _aims(h_space, seconds: dict[str, float], paper_steps: int) -> list[str]:
@@ -181,47 +202,24 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("no GPU or TPU is found (JAX runs on CPU); --tiny tries the script on what there is")
     use_compilation_cache()
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    benchmark = _benchmark("train")
-    preset, experiment = "256x256_diffusion_uncond", paper_experiment(options.tiny)
+    output.mkdir(parents=True, exist_ok=True)
+    experiment = paper_experiment(options.tiny)
+    prior = experiment.prior or f"{_PRESET} with random weights"
     device = jax.devices()[0].device_kind
-    prior = experiment.prior or f"{preset} with random weights"
-    lines = [
-        f"# {jax.device_count()} × {device}",
-        "",
-        f"jax {jax.__version__}; frozen model: {prior}.",
-        "",
-    ]
-
-    def report(*more: str) -> None:
-        """Rewritten after each part: what is measured stays, whatever ends the script."""
-        lines.extend(more)
-        output.write_text("\n".join(lines) + "\n")
-
-    checked = Checks(experiment, preset, benchmark).run()
-    rows = [f"| {name} | {'yes' if holds else '**no**'} | {figure} |" for name, holds, figure in checked]
-    report("| check | holds | figure |", "|---|---|---|", *rows)
-    both_times = _benchmark("hspace")
-    h_space = both_times.measure(
-        weights=experiment.prior,
-        preset=preset,
-        size=experiment.crop.size,
-        batch=experiment.batch_size,
-        turns=options.steps,
-    )
-    report("", "## h-space at both timesteps", "", "```", both_times.table(h_space), "```")
-    seconds = {}
-    for dtype in ("float32", "bfloat16"):
-        measured = benchmark.measure(replace(experiment, network_dtype=dtype), preset, options.steps)
-        report("", f"## Step of configs/sots.py, network in {dtype}", "", benchmark.table(measured))
-        seconds[dtype] = measured.in_loop
-    report("", "## Aimed at on an H200", "", *_aims(h_space, seconds, benchmark.PAPER_STEPS))
-    print(output.read_text())
-    return 0 if all(holds for _, holds, _ in checked) else 1
+    parts = [f"# {jax.device_count()} × {device}", f"jax {jax.__version__}; frozen model: {prior}."]
+    for number, (name, stage) in enumerate(_STAGES.items(), 1):
+        part = output / f"{number}-{name}.md"
+        if not part.exists():
+            lines = stage(experiment, options)
+            write_text(part, "\n".join([f"## {name.capitalize()}", "", *lines]))
+        parts.append(part.read_text())
+        write_text(output / "report.md", "\n\n".join(parts) + "\n")
+    print((output / "report.md").read_text())
+    return 1 if any(_FAILED in part for part in parts) else 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "results/gpu.md", "The report, Markdown.")
+    flags.DEFINE_string("output", "results/gpu", "Folder of the report; an interrupted one is resumed.")
     flags.DEFINE_integer("steps", 50, "Times that each part is measured.", lower_bound=2)
     flags.DEFINE_bool("tiny", False, "A small network, on any device, to try the script itself.")
     run(main)

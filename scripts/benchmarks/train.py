@@ -40,6 +40,7 @@ from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.features.h_space import feature_channels, h_space
+from difflid_jax.features.prior import in_compute_dtype
 from difflid_jax.network.difflid import DiffLI2D
 from difflid_jax.training import loop, throughput
 from difflid_jax.training.checkpoints import Checkpoints
@@ -159,6 +160,7 @@ def features_of(experiment: Experiment, preset: str) -> FrozenFeatures:
     store.fill(
         unet, {name: np.resize(drawn, shape) for name, shape in shapes.items()}, where="random weights"
     )
+    in_compute_dtype(unet)
     schedule = Schedule.named(unet_spec.noise_schedule, unet_spec.diffusion_steps)
     graph, frozen = nnx.split(unet)
     return FrozenFeatures(

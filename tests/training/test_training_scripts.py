@@ -26,12 +26,17 @@ def test_the_benchmark_splits_a_step_into_its_parts(tiny):
 
 
 @pytest.mark.slow
-def test_the_report_on_a_device_checks_and_measures(tiny, tmp_path):
-    report = tmp_path / "results" / "report.md"
-    said = script(tiny, "scripts/gpu_report.py", "--tiny", "--steps=2", f"--output={report}")
-    assert report.read_text() in said
-    checks, aims = said.split("| aim | reached | figure |")
-    assert checks.count("| yes |") == 5 and "**no**" not in said
-    assert said.count("| whole step |") == 2
+def test_the_gpu_report_checks_measures_trains_and_resumes(tiny, tmp_path):
+    folder = tmp_path / "results" / "gpu"
+    command = ("scripts/gpu_report.py", "--tiny", "--steps=2", f"--output={folder}")
+    printed = script(tiny, *command)
+    assert (folder / "report.md").read_text() in printed
+    checks, aims = printed.split("| aim | reached | figure |")
+    assert checks.count("| yes |") == 6 and "**no**" not in printed
+    assert printed.count("| whole step |") == 2
     assert re.search(r"\| h-space at 45 % of the measured matrix peak, or more \| (yes|no) \| [\d.]+ %", aims)
-    assert len(aims.strip().splitlines()) == 1 + 6 and "memory of a device at the peak" in said
+    assert re.search(r"62×46, one at a time: [\d.]+ ms", aims)
+    assert re.search(r"\| the demo trains to its end \| yes \| .*psnr", aims)
+    (folder / "4-restoring.md").write_text("kept")
+    (folder / "1-parity.md").unlink()
+    assert "kept" in script(tiny, *command) and (folder / "1-parity.md").exists()
