@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from difflid_jax.training import optimizer as optim
 from difflid_jax.training.optimizer import OptimizerSpec
@@ -64,8 +65,14 @@ def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         differentiate = jax.value_and_grad(loss, has_aux=True)
         (value, metrics), gradients = differentiate(state.params, frozen, batch, key)
-        # Over one flat array: leaf by leaf, a GPU would launch over a hundred kernels.
-        norm = jnp.linalg.norm(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients)]))
+        flat, unflatten = ravel_pytree(gradients)
+        # As parts of one array, which the barrier keeps XLA from seeing through, the leaves of one shape are
+        # updated by one kernel on a GPU. A CPU gains nothing.
+        flat = jax.lax.optimization_barrier(flat)
+        norm = jnp.linalg.norm(flat)
+        gradients = jax.lax.platform_dependent(
+            flat, gradients, cpu=lambda flat, leaves: leaves, default=lambda flat, leaves: unflatten(flat)
+        )
         is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
         rate = optim.learning_rate(spec, state.step)
