@@ -11,19 +11,20 @@ output of OpenAI's 256x256_diffusion_uncond.pt, so --prior is that model convert
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from convert_weights import program
 from difflid_jax.cli import UsageError, define_path, expand_home, run
-from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
 from difflid_jax.weights.schema import listed
 from difflid_jax.weights.torch_file import read_torch
+
+if TYPE_CHECKING:
+    from difflid_jax.network.release import ReleaseSpec
 
 PRIOR = "256x256_diffusion_uncond"
 # What the training script saves beside the model.
@@ -77,12 +78,15 @@ RULES = [
 IGNORED = ("{*}.num_batches_tracked",)
 
 
-def convert(checkpoint: Any, *, where: str) -> tuple[ReleaseSpec, dict[str, np.ndarray]]:
+def convert(checkpoint: Any, *, where: str) -> tuple["ReleaseSpec", dict[str, np.ndarray]]:
     """The architecture and our tensors of a checkpoint of the release, or of its bare state dict.
 
     The state of the optimizer and the scheduler is left out. Raises ValueError, naming the file `where`, for
     anything else that is missing, unknown or of another shape.
     """
+    # Here, because --help should not take as long as loading JAX.
+    from difflid_jax.network.release import ReleaseSpec
+
     if isinstance(checkpoint, Mapping) and "model" in checkpoint:
         unknown = [str(name)[:80] for name in checkpoint if name not in ("model", *TRAINING_STATE)]
         if unknown:
@@ -107,7 +111,11 @@ def convert(checkpoint: Any, *, where: str) -> tuple[ReleaseSpec, dict[str, np.n
 
 
 @functools.cache
-def _shapes(spec: ReleaseSpec) -> dict[str, tuple[int, ...]]:
+def _shapes(spec: "ReleaseSpec") -> dict[str, tuple[int, ...]]:
+    from flax import nnx
+
+    from difflid_jax.network.release import ReleasedDiffLI2D
+
     return store.shapes_of(nnx.eval_shape(lambda: ReleasedDiffLI2D(spec, rngs=nnx.Rngs(0))))
 
 

@@ -5,7 +5,7 @@ Reference: guided_diffusion/script_util.py, model_and_diffusion_defaults and cre
 
 from typing import Any
 
-from difflid_jax.diffusion.unet import UNetSpec
+from difflid_jax.diffusion.spec import UNetSpec
 from difflid_jax.weights.schema import brief, listed
 
 # Flags of its training script, with their defaults (model_and_diffusion_defaults).

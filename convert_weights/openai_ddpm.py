@@ -22,14 +22,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from convert_weights import program
 from convert_weights.guided_diffusion_flags import spec_from_flags
 from convert_weights.program import layer, norm
 from difflid_jax.cli import UsageError, define_path, expand_home, run
 from difflid_jax.diffusion.presets import PRESETS
-from difflid_jax.diffusion.unet import PARTS, UNet, UNetSpec
+from difflid_jax.diffusion.spec import PARTS, UNetSpec
 from difflid_jax.weights import store
 from difflid_jax.weights.download import fetch
 from difflid_jax.weights.rules import CONV, LINEAR, POINTWISE, Rule, map_tensors
@@ -169,6 +168,11 @@ def _untrained(spec: UNetSpec) -> UNetSpec:
 
 @functools.cache
 def _shapes(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
+    # Here, because --help should not take as long as loading JAX.
+    from flax import nnx
+
+    from difflid_jax.diffusion.unet import UNet
+
     return store.shapes_of(nnx.eval_shape(lambda: UNet(spec, part="all", rngs=nnx.Rngs(0))))
 
 

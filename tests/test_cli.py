@@ -105,8 +105,6 @@ import importlib, sys
 from absl import flags
 from difflid_jax.__main__ import PROGRAMS
 for name, module in PROGRAMS.items():
-    if module.startswith("convert_weights"):
-        continue
     importlib.import_module(module).define_flags(flags.FlagValues())
     assert "jax" not in sys.modules, f"{name} imports JAX before its flags are read"
 """

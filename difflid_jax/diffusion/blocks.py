@@ -12,10 +12,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
+from difflid_jax.diffusion.spec import GROUPS
 from difflid_jax.layers.attention import attention
 from difflid_jax.layers.convolution import convolve
-
-GROUPS = 32
 
 _uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 

@@ -4,7 +4,7 @@ Reference: the flags in openai/guided-diffusion's README; `attention_resolutions
 sizes and become down-sampling rates here (image_size // resolution).
 """
 
-from difflid_jax.diffusion.unet import UNetSpec
+from difflid_jax.diffusion.spec import UNetSpec
 
 
 def _released(image_size: int, channel_mult: tuple[float, ...], **fields) -> UNetSpec:

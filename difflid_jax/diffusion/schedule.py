@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-NAMES = ("linear", "cosine")
+from difflid_jax.diffusion.spec import NOISE_SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Schedule:
         if name == "cosine":
             edges = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
             return cls(np.minimum(1 - edges[1:] / edges[:-1], 0.999))
-        raise ValueError(f"noise schedule: expected one of {', '.join(NAMES)}, found {name!r}")
+        raise ValueError(f"noise schedule: expected one of {', '.join(NOISE_SCHEDULES)}, found {name!r}")
 
     @property
     def steps(self) -> int:

@@ -10,17 +10,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from difflid_jax.atomic import atomic_write, sha256_of
 from difflid_jax.weights import header
 from difflid_jax.weights.schema import brief, check_metadata, listed
+
+if TYPE_CHECKING:  # reading and writing files needs no JAX
+    from flax import nnx
 
 FORMAT = "1"
 FILE = "model.safetensors"
@@ -186,23 +188,25 @@ def shipped() -> list[str]:
     return sorted(path.parent.name for path in ASSETS.glob(f"*/{FILE}"))
 
 
-def tensors_of(module: nnx.Module) -> dict[str, np.ndarray]:
+def tensors_of(module: "nnx.Module") -> dict[str, np.ndarray]:
     """Parameters and batch statistics of `module` by dotted name (`input_blocks.3.0.in_conv.kernel`)."""
     return {name: np.asarray(variable.get_value()) for name, variable in _variables(module)}
 
 
-def shapes_of(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(module: "nnx.Module") -> dict[str, tuple[int, ...]]:
     """Shapes of the same tensors; works on an abstract module (`nnx.eval_shape`) too."""
     return {name: tuple(variable.get_value().shape) for name, variable in _variables(module)}
 
 
-def fill(module: nnx.Module, tensors: Mapping[str, Any], *, where: str, dtype: Any = None) -> None:
+def fill(module: "nnx.Module", tensors: Mapping[str, Any], *, where: str, dtype: Any = None) -> None:
     """Set every parameter and batch statistic of `module` from `tensors`, each exactly once.
 
     `module` may be abstract (made under `nnx.eval_shape`). Floating tensors are cast to `dtype`, or else to
     the dtype that the module declares. Raises one ValueError, prefixed by the file `where`, on missing and
     unexpected names, different shapes, and integers in place of floats or vice versa.
     """
+    import jax.numpy as jnp
+
     variables = dict(_variables(module))
     wrong = mismatches({name: tuple(np.shape(t)) for name, t in tensors.items()}, shapes_of(module))
     kinds = [
@@ -247,10 +251,12 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _is_float(array: Any) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating)
+    return np.issubdtype(array.dtype, np.floating) or array.dtype == ml_dtypes.bfloat16
 
 
-def _variables(module: nnx.Module) -> list[tuple[str, nnx.Variable]]:
+def _variables(module: "nnx.Module") -> list[tuple[str, "nnx.Variable"]]:
+    from flax import nnx
+
     flat = nnx.to_flat_state(nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat)))
     return [(".".join(str(step) for step in path), variable) for path, variable in flat]
 
