@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
@@ -56,10 +57,15 @@ def run(
         except (UsageError, ValueError, OSError) as error:
             print(f"{_program_name(argv)}: {one_line(error)}", file=sys.stderr)
             status = 2
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             if not _is_missing_platform(error):
                 raise
-            print(f"{_program_name(argv)}: {one_line(error)}", file=sys.stderr)
+            wanted = os.environ.get("JAX_PLATFORMS", "")
+            print(
+                f"{_program_name(argv)}: JAX finds no device for JAX_PLATFORMS={wanted!r} "
+                f"({one_line(error)}); unset it to use the devices that there are",
+                file=sys.stderr,
+            )
             status = 2
         except KeyboardInterrupt:
             status = 130
@@ -214,8 +220,10 @@ def _message(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _is_missing_platform(error: RuntimeError) -> bool:
-    return "nable to initialize backend" in str(error) or "Unknown backend" in str(error)
+def _is_missing_platform(error: Exception) -> bool:
+    """Whether JAX raised `error` while it looked for devices; without the plugin it is a bare assertion."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == "jax._src.xla_bridge"
 
 
 def _program_name(argv: Sequence[str]) -> str:

@@ -30,12 +30,18 @@ def ended(
         ("raise ValueError('\\x1b[2Jß')", 2, "-c: ?[2Jß\n"),
         ("raise KeyboardInterrupt", 130, ""),
         ("open('/no/such/file')", 2, "-c: /no/such/file: No such file or directory\n"),
-        ("raise RuntimeError('Unable to initialize backend x')", 2, "-c: Unable to initialize backend x\n"),
     ],
 )
 def test_exit_status_and_one_line(body, status, error):
     found = ended(body)
     assert (found.returncode, found.stderr) == (status, error)
+
+
+@pytest.mark.parametrize("platform", ["nowhere", "rocm"])  # not known to JAX; known, without its plugin
+def test_a_platform_that_is_not_there_is_one_line(platform):
+    found = ended("import jax; jax.devices()", JAX_PLATFORMS=platform)
+    assert found.returncode == 2 and len(found.stderr.splitlines()) == 1
+    assert found.stderr.startswith(f"-c: JAX finds no device for JAX_PLATFORMS='{platform}' (")
 
 
 def test_a_defect_keeps_its_traceback():
