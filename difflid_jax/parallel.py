@@ -69,7 +69,7 @@ def end_all(program: str, error: BaseException) -> None:
         return
     is_input = isinstance(error, (UsageError, ValueError, OSError, KeyboardInterrupt))
     if isinstance(error, jax.errors.JaxRuntimeError):
-        time.sleep(2 * _POLL)  # a broken connection is the consequence of a failure that is told by now
+        time.sleep(2 * _POLL)  # a broken connection is the consequence of a failure that is known by now
     line = one_line(error) if is_input else f"{type(error).__name__}: {one_line(error)}"
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if is_input else 1
     _end(program, line, status, None if is_input else error)
@@ -117,14 +117,14 @@ def _end(program: str, line: str, status: int, defect: BaseException | None) -> 
     """Tell the others, print one line, and end this process without waiting for anything."""
     if not _ending.acquire(blocking=False):
         time.sleep(3600)  # the other thread ends the process
-    told = _failure()
-    if told is None:
+    failure = _failure()
+    if failure is None:
         with contextlib.suppress(Exception):
             number = jax.process_index()
             global_state.client.key_value_set(_FAILURE, f"process {number} failed: {line}")
         if defect is not None:
             traceback.print_exception(defect)
-    print(f"{program}: {told or line}", file=sys.stderr)
+    print(f"{program}: {failure or line}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:

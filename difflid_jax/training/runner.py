@@ -1,4 +1,4 @@
-"""One training run from its start or its last checkpoint to its weights, whatever it trains.
+"""One training run, from its start or its last checkpoint to its weights.
 
 Checks, decoded cache, checkpoints, signals, log and summary are the same for every `Task`.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints are complete or not there, and damage is found whatever file it hits."""
+"""Checkpoints are complete or not there, and damage to any of their files is detected."""
 
 import resource
 import shutil

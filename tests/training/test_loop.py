@@ -73,8 +73,8 @@ def train(workdir, *, poison=range(0), evaluate=None, batches=None, metric="psnr
 
 
 def lines(workdir, kind="train"):
-    said = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in said if line["kind"] == kind]
+    logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in logged if line["kind"] == kind]
 
 
 def same(a, b):
@@ -88,12 +88,12 @@ def undisturbed(tmp_path_factory):
 
 
 def test_it_learns_and_says_so(undisturbed):
-    state, said = undisturbed
+    state, logged = undisturbed
     assert np.abs(np.asarray(state.params["w"]) - np.asarray(FROZEN)).max() < 0.5
-    assert [line["step"] for line in said] == list(range(5, 41, 5))
-    assert said[-1]["loss"] < said[0]["loss"] / 3
-    assert {"psnr", "images_per_second", "seconds_left", "learning_rate", "gradient_norm"} <= said[0].keys()
-    assert said[-1]["learning_rate"] == pytest.approx(0.2 * 0.5**3)
+    assert [line["step"] for line in logged] == list(range(5, 41, 5))
+    assert logged[-1]["loss"] < logged[0]["loss"] / 3
+    assert {"psnr", "images_per_second", "seconds_left", "learning_rate", "gradient_norm"} <= logged[0].keys()
+    assert logged[-1]["learning_rate"] == pytest.approx(0.2 * 0.5**3)
 
 
 def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(tmp_path, undisturbed):
@@ -110,7 +110,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(tmp_path, un
     assert same(second.state, undisturbed[0])
     # The means of steps 16 to 20 too, before and after the signal.
     constant = ("step", "loss", "psnr", "gradient_norm", "learning_rate", "skipped")
-    pick = lambda said: [[line[name] for name in constant] for line in said]  # noqa: E731
+    pick = lambda logged: [[line[name] for name in constant] for line in logged]  # noqa: E731
     assert first.step % 5 and pick(lines(tmp_path)) == pick(undisturbed[1])
 
 
@@ -167,7 +167,7 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_last_checkpoint(tmp_path):
 
 def test_an_evaluation_that_fails_costs_no_step(tmp_path):
     def fails(params, ends):
-        raise ValueError("too large a picture")
+        raise ValueError("too large an image")
 
     with pytest.raises(ValueError, match="too large"):
         train(tmp_path, evaluate=fails, evaluate_every=15)

@@ -32,7 +32,7 @@ graph, shapes = nnx.split(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0)
 draw = np.random.default_rng(1).standard_normal
 params = jax.tree.map(lambda p: jnp.asarray(0.1 * draw(p.shape), jnp.float32), shapes)
 optimizer = OptimizerSpec(steps=10, halve_every=5, learning_rate=1e-3)
-pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 16, 3), np.uint8)
+images = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 16, 3), np.uint8)
 
 def one_step(count, fsdp):
     mesh = parallel.make_mesh(jax.devices()[:count])
@@ -42,7 +42,7 @@ def one_step(count, fsdp):
     apply = lambda frozen, x, key: features.apply(parallel.gathered(mesh, frozen), x, key)
     everywhere = parallel.replicated(mesh)
     step = jax.jit(make_step(restoration_loss(graph, apply), optimizer), out_shardings=everywhere)
-    batch = {n: jax.device_put(p, parallel.batch_sharded(mesh)) for n, p in zip(("hazy", "clean"), pictures)}
+    batch = {n: jax.device_put(p, parallel.batch_sharded(mesh)) for n, p in zip(("hazy", "clean"), images)}
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(frozen)]
     state, metrics = step(state, frozen, batch)
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(frozen), before))
@@ -52,13 +52,13 @@ def one_step(count, fsdp):
 _, state, loss, gradients, _ = one_step(1, False)
 norm = np.linalg.norm
 total = norm([norm(g) for g in gradients])
-said = {"leaves": len(gradients), "compared": sum(norm(g) > 1e-6 * total for g in gradients).item()}
+measured = {"leaves": len(gradients), "compared": sum(norm(g) > 1e-6 * total for g in gradients).item()}
 for count, fsdp in ((4, False), (8, True)):
     mesh, other, l, found, split = one_step(count, fsdp)
     far = [norm(f - g) / norm(g) for f, g in zip(found, gradients) if norm(g) > 1e-6 * total]
     whole = norm([norm(f - g) for f, g in zip(found, gradients)]) / total
     errors = {"loss": abs(l - loss) / loss, "gradient": whole.item(), "worst": max(far).item()}
-    said[f"{count} {fsdp}"] = errors | {"split": split}
+    measured[f"{count} {fsdp}"] = errors | {"split": split}
 
 checkpoints = Checkpoints(Path(folder), keep=1)
 checkpoints.save(1, other, {}, {})
@@ -66,15 +66,15 @@ fewer = parallel.make_mesh(jax.devices()[:4])
 like = parallel.replicate(fewer, initial_state(params, optimizer, seed=0))
 restored = checkpoints.restore_latest(like).state
 same = jax.tree.map(lambda a, b: (np.asarray(a) == np.asarray(b)).all(), restored, other)
-said["resumed on fewer"] = bool(all(jax.tree.leaves(same)))
-said["devices then"] = len(restored.step.sharding.device_set)
+measured["resumed on fewer"] = bool(all(jax.tree.leaves(same)))
+measured["devices then"] = len(restored.step.sharding.device_set)
 checkpoints.close()
-print(json.dumps(said))
+print(json.dumps(measured))
 """
 
 
 @pytest.fixture(scope="module")
-def said(tiny, tmp_path_factory):
+def measured(tiny, tmp_path_factory):
     environment = tiny.environment | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     }
@@ -87,21 +87,21 @@ def said(tiny, tmp_path_factory):
 
 # Sums over the batch are taken in another order: float32 keeps about seven digits.
 @pytest.mark.parametrize("mesh", ["4 False", "8 True"])
-def test_a_step_gives_the_same_loss_and_gradients_on_any_mesh(said, mesh):
-    print(said)
-    assert said[mesh]["loss"] <= 1e-5
-    assert said[mesh]["gradient"] <= 1e-5
-    assert said[mesh]["worst"] <= 1e-5
+def test_a_step_gives_the_same_loss_and_gradients_on_any_mesh(measured, mesh):
+    print(measured)
+    assert measured[mesh]["loss"] <= 1e-5
+    assert measured[mesh]["gradient"] <= 1e-5
+    assert measured[mesh]["worst"] <= 1e-5
     # All but the bias of K in each of the three blocks, to which softmax is blind.
-    assert said["compared"] == said["leaves"] - 3
+    assert measured["compared"] == measured["leaves"] - 3
 
 
-def test_fsdp_splits_the_frozen_network_and_nothing_else_does(said):
-    assert said["8 True"]["split"] > 20 and said["4 False"]["split"] == 0
+def test_fsdp_splits_the_frozen_network_and_nothing_else_does(measured):
+    assert measured["8 True"]["split"] > 20 and measured["4 False"]["split"] == 0
 
 
-def test_a_checkpoint_of_eight_devices_is_restored_on_four(said):
-    assert said["resumed on fewer"] and said["devices then"] == 4
+def test_a_checkpoint_of_eight_devices_is_restored_on_four(measured):
+    assert measured["resumed on fewer"] and measured["devices then"] == 4
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_would():

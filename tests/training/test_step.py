@@ -21,8 +21,8 @@ def parts(tiny, drawn):
     features = build_features("h_space", tiny.prior)
     spec = NetworkSpec((8, 16), features.channels, heads=2)
     graph, params = nnx.split(drawn(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
-    batch = {"hazy": jnp.asarray(pictures[0]), "clean": jnp.asarray(pictures[1])}
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    batch = {"hazy": jnp.asarray(images[0]), "clean": jnp.asarray(images[1])}
     return features, graph, params, batch
 
 
@@ -65,7 +65,7 @@ def test_the_first_update_is_adams(parts, stepped):
     mu, nu = state.optimizer[1].mu, state.optimizer[1].nu
 
     def check(start, end, mean, square):
-        # After one step the corrected moments are g and g², whatever β.
+        # After one step the corrected moments are g and g², for any β.
         gradient = np.asarray(mean) / (1 - SPEC.b1)
         np.testing.assert_allclose(np.asarray(square) / (1 - SPEC.b2), gradient**2, rtol=1e-4, atol=1e-20)
         update = SPEC.learning_rate * gradient / (np.abs(gradient) + 1e-8)

@@ -1,4 +1,4 @@
-"""A run as people launch it: to its end, killed at any moment, told to stop, with bad input."""
+"""A run as people launch it: to its end, killed at any moment, stopped by a signal, with bad input."""
 
 import json
 import random

@@ -95,10 +95,10 @@ def test_tensorboard_reads_all_and_forgets_what_is_taken_back(tmp_path):
         found = list(events(path))
         assert found[0].file_version == "brain.Event:2"
         assert (found[1].step, found[1].session_log.status) == (first + 1, SessionLog.START)
-        said = [(event.step, value) for event in found[2:] for value in event.summary.value]
-        losses = [(step, value.simple_value) for step, value in said if value.tag == "train/loss"]
+        written = [(event.step, value) for event in found[2:] for value in event.summary.value]
+        losses = [(step, value.simple_value) for step, value in written if value.tag == "train/loss"]
         assert losses == [(step, step / 2) for step in steps]
-        assert said[-1][1].image.width == 24 and said[-1][1].tag == "validation/hazy_restored_clean"
+        assert written[-1][1].image.width == 24 and written[-1][1].tag == "validation/hazy_restored_clean"
 
 
 def events(path):
@@ -111,7 +111,7 @@ def events(path):
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])
-def test_a_disk_that_fills_up_is_said_at_once(tmp_path, tensorboard):
+def test_a_disk_that_fills_up_is_reported_at_once(tmp_path, tensorboard):
     log = RunLog(tmp_path, first_step=0, total_steps=1000, tensorboard=tensorboard)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
