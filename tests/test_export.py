@@ -39,7 +39,7 @@ def test_of_one_size_needs_no_padding(restorer):
 
 
 def test_accelerators_get_no_loops_of_the_cpu(restorer):
-    """Whatever platform writes the program: the CPU's form takes attention in chunks of 512 KiB a core."""
+    """On any writing platform: the CPU's form takes attention in chunks of 512 KiB a core."""
 
     def loops(*platforms):
         return export_restorer(restorer, (256, 512), platforms).mlir_module().count("stablehlo.while")

@@ -1,7 +1,7 @@
 """What a diffusion prior knows of photographs and of haze: the claims of the paper's Sec. 4.1 as numbers.
 
 Figs. 1 and 7 show that at a small timestep the h-spaces of a hazy image and its clean partner are close, and
-those of different scenes apart; at a larger one hazy and clean images are apart, whatever the scene. The
+those of different scenes apart; at a larger one hazy and clean images are apart in every scene. The
 first is measured as a ratio of distances, the second as the accuracy of a linear probe.
 
 Features are h-spaces averaged over positions. Every image has its own noise, a hazy one other noise than its

@@ -25,7 +25,7 @@ class FrozenFeatures(NamedTuple):
 
     apply: (frozen, x (B,H,W,3) float32 in [-1,1], key) → (h_content, h_haze), each (B,H',W',channels).
     multiple: H and W are multiples of it. sha256: of the file of the parameters ("" if there is none).
-    side: an image is seen at side×side, whatever its size (0: at its own size, see `view.py`).
+    side: every image is resized to side×side pixels (0: at its own size, see `view.py`).
     pixel_maps: H' = H and W' = W, and the network needs them pixel by pixel.
     """
 

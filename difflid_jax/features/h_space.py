@@ -28,7 +28,7 @@ class HSpaceSpec:
     """What is read: at which `times` (t₁, t₂), in which layer, at which size.
 
     layer: "middle" (h-space), "encoder:i", "decoder:i" (Table 3's Layer-E and Layer-D) or "output".
-    side: the prior sees every image resized to side×side pixels, whatever its size and shape (0: at its own
+    side: the prior sees every image resized to side×side pixels (0: at its own
         size). It then sees a whole image as it saw training's crops, at a fixed cost, and h keeps its grid.
     """
 

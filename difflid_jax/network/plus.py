@@ -68,8 +68,8 @@ class Conv3x3(nnx.Module):
 class Up3x3(Conv3x3):
     """Bilinear ×2, then the convolution: (B,H,W,C) → (B,2H,2W,C').
 
-    Both are linear: each of the four pixels that a pixel becomes is a 3×3 convolution of the small map, so one
-    convolution to 4·C' channels and a pixel shuffle do the work, and the enlarged map is never made.
+    Both are linear: each of the four pixels that a pixel becomes is a 3×3 convolution of the small map, so
+    one convolution to 4·C' channels and a pixel shuffle do the work, and the enlarged map is never made.
     """
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:

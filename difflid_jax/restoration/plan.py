@@ -27,7 +27,7 @@ class Geometry:
 
     stride: sides of the network's input are multiples of it. reach: further away than this, nothing but the
         maps and gates influences a pixel. multiple: sides of the view are multiples of it.
-    side: the view is side×side, whatever the image (0: it follows the image).
+    side: the view is side×side for every image (0: it follows the image).
     pixel_maps: the maps have a value for every pixel, so that view and input must be the same array: the
         image padded to `multiple`, padding and all (the authors' release).
     can_tile: the network takes gates and features of a whole image for a part of it.

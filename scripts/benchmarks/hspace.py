@@ -284,7 +284,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("weights", "", "Shipped name or folder of a diffusion model; empty: random.")
     flags.DEFINE_enum("preset", "256x256_diffusion_uncond", list(PRESETS), "Architecture if random.")
     flags.DEFINE_integer("size", 128, "Side of the images, in pixels.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 1, "Pictures in a call.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 1, "Images in a call.", lower_bound=1)
     flags.DEFINE_enum(
         "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the computation; auto: bfloat16 on GPU and TPU."
     )

@@ -60,7 +60,7 @@ def test_feature_maps_are_torchvisions(network):
         assert_same(stage[..., ::16], recorded[f"vgg16.features.{number}"])
 
 
-def test_the_default_weights_need_no_download_and_tell_pictures_apart():
+def test_the_default_weights_need_no_download_and_tell_images_apart():
     network = load_vgg16()
     x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 64, 3)).astype(np.float32)
     content, _ = network(jnp.asarray(x))

@@ -9,7 +9,7 @@ from difflid_jax.baselines.guided_filter import box_mean, guided_filter
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(0).random((37, 52, 3))
 
 
@@ -21,17 +21,17 @@ def test_dark_channel_is_the_least_value_in_the_patch(shape):
 
 
 @pytest.mark.parametrize("radius", [1, 6, 40])
-def test_box_mean_counts_only_pixels_inside_the_picture(picture, radius):
+def test_box_mean_counts_only_pixels_inside_the_image(image, radius):
     def boxes(values):
         return ndimage.convolve(values, np.ones((2 * radius + 1,) * 2), mode="constant")
 
-    expected = boxes(picture[..., 0]) / boxes(np.ones((37, 52)))
-    np.testing.assert_allclose(box_mean(picture[..., 0], radius), expected, rtol=0, atol=1e-12)
+    expected = boxes(image[..., 0]) / boxes(np.ones((37, 52)))
+    np.testing.assert_allclose(box_mean(image[..., 0], radius), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_guided_filter_is_ridge_regression_in_every_window(picture, channels):
-    guide, values, radius, epsilon = picture[..., :channels], picture[..., 0] ** 2, 4, 1e-3
+def test_guided_filter_is_ridge_regression_in_every_window(image, channels):
+    guide, values, radius, epsilon = image[..., :channels], image[..., 0] ** 2, 4, 1e-3
     slopes, offsets = np.empty((37, 52, channels)), np.empty((37, 52))
     for y, x in np.ndindex(37, 52):
         window = np.s_[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
@@ -67,7 +67,7 @@ def test_haze_over_a_scene_that_follows_the_prior_is_removed():
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1), (9, 9), (40, 30)])
-def test_a_flat_picture_of_any_size_comes_back(value, shape):
+def test_a_flat_image_of_any_size_comes_back(value, shape):
     image = np.full((*shape, 3), value)
     restored = dark_channel_prior(image)
     assert restored.dtype == np.float32

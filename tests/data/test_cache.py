@@ -1,4 +1,4 @@
-"""The decoded cache gives the decoded pixels, whatever happens to it, its builders or its source."""
+"""The decoded cache gives the decoded pixels, even if it, its builders or its source change."""
 
 import errno
 import os

@@ -74,7 +74,7 @@ def test_impossible_requests_are_refused(steps, sampler):
 
 
 def test_a_perfect_model_of_one_image_samples_that_image():
-    """ε̂ = (x − √ᾱ x_0) / √(1−ᾱ): both samplers must end at x_0, whatever the noise."""
+    """ε̂ = (x − √ᾱ x_0) / √(1−ᾱ): both samplers must end at x_0 from any noise."""
     schedule = Schedule.named("cosine")
     x0 = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3), minval=-0.9, maxval=0.9)
     for sampler in ("ddim", "ddpm"):

@@ -80,7 +80,7 @@ def test_h_spaces_are_those_of_the_images_each_with_its_own_noise(weights):
         assert np.abs(found[t][0] - found[t][1]).max(-1).min() > 1e-3
 
 
-def test_distances_tell_pairs_from_strangers_whatever_the_unit_of_a_channel(features):
+def test_distances_tell_pairs_from_strangers_in_any_unit_of_a_channel(features):
     within, between = probes.distances(features)
     assert within == 0 and between > 1
     strangers = np.stack([features[0], features[1][::-1]])

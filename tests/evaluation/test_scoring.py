@@ -1,4 +1,4 @@
-"""Every image is scored once, alone, and in the data set's order, whatever the batches and processes."""
+"""Every image is scored once, alone, and in the data set's order, with any batches and processes."""
 
 import json
 import math

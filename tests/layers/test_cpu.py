@@ -131,7 +131,7 @@ def tell(x):
 
 
 def test_the_form_is_that_of_the_platform_compiled_for():
-    """Under gradients, checkpointing, batching and loops, too; and whatever platform traces."""
+    """Under gradients, checkpointing, batching and loops, too; on any tracing platform."""
 
     def program(x):
         def step(x, _):

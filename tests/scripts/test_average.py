@@ -41,7 +41,7 @@ def test_the_share_is_that_of_the_later_weights(ends):
 
 def test_what_does_not_belong_together_and_what_is_there_is_refused(ends):
     refused = average(ends, "--output=before")
-    assert refused.returncode == 2 and "before: is there already" in refused.stderr
+    assert refused.returncode == 2 and "before: already exists" in refused.stderr
     other = {"a": np.zeros((2, 2), np.float32)}
     store.save(ends / "after", "restorer", other, {"x": 1}, prior_sha256="1")
     refused = average(ends, "--output=out")

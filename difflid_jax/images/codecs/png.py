@@ -1,4 +1,4 @@
-"""PNG: pixels by libvips; every chunk about the image is carried unread, whatever its length."""
+"""PNG: pixels by libvips; every chunk about the image is carried unread, of any length."""
 
 import struct
 import zlib
