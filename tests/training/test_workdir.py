@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from difflid_jax.config import experiment, identity, schema
+from difflid_jax.config import experiment, schema
 from difflid_jax.training import workdir
 from difflid_jax.training.log import RunLog, take_back
 
@@ -42,7 +42,7 @@ def test_the_checkpoints_of_a_run_that_goes_on_are_not_asked_for_again(tmp_path,
 
 def test_another_config_is_refused_by_its_fields(tmp_path):
     config = schema.default()
-    workdir.create(tmp_path, identity.to_json(config.to_dict(), indent=2))
+    workdir.begin(tmp_path, config.to_dict())
     assert not workdir.has_checkpoints(tmp_path)
     (tmp_path / "checkpoints" / "100").mkdir(parents=True)
     assert workdir.has_checkpoints(tmp_path)
@@ -56,6 +56,18 @@ def test_another_config_is_refused_by_its_fields(tmp_path):
     (tmp_path / workdir.CONFIG).write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
         workdir.check_same_run(tmp_path, other)
+
+
+def test_a_run_is_finished_if_it_has_done_what_is_asked_for(tmp_path):
+    asked = {"fingerprint": "a", "data.test": ""}
+    assert not workdir.is_finished(tmp_path, asked)
+    workdir.finish(tmp_path, asked)
+    assert not workdir.is_finished(tmp_path, asked)  # without weights
+    (tmp_path / workdir.WEIGHTS).mkdir()
+    assert workdir.is_finished(tmp_path, asked)
+    assert not workdir.is_finished(tmp_path, asked | {"data.test": "SOTS"})
+    workdir.begin(tmp_path, {})
+    assert not workdir.is_finished(tmp_path, asked)
 
 
 def test_lines_after_the_checkpoint_and_a_cut_one_are_taken_back(tmp_path):
