@@ -10,12 +10,14 @@ imports what needs JAX inside its functions, so that `--help` and a usage error 
 import contextlib
 import importlib.metadata
 import os
+import signal
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -54,6 +56,9 @@ def run(
     def guarded(argv: Sequence[str]) -> None:
         try:
             status = main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _leave_broken_pipe()
         except (UsageError, ValueError, OSError) as error:
             print(f"{_program_name(argv)}: {one_line(error)}", file=sys.stderr)
             status = 2
@@ -226,6 +231,12 @@ def _is_missing_platform(error: Exception) -> bool:
     return frame.f_globals.get("__name__") == "jax._src.xla_bridge"
 
 
+def _leave_broken_pipe() -> NoReturn:
+    """Exit as a program does whose reader is gone (`| head`), without a message."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+
+
 def _program_name(argv: Sequence[str]) -> str:
     return argv[0].rsplit("/", 1)[-1].removesuffix(".py")
 
@@ -234,8 +245,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     # Not absl's own --help: it exits with status 1.
     before_separator = argv[: argv.index("--")] if "--" in argv else argv
     if _HELP.intersection(before_separator[1:]):
-        print((sys.modules["__main__"].__doc__ or "").strip(), "\n\nFlags:")
-        print(flags.FLAGS.main_module_help())
+        try:
+            print((sys.modules["__main__"].__doc__ or "").strip(), "\n\nFlags:")
+            print(flags.FLAGS.main_module_help(), flush=True)
+        except BrokenPipeError:
+            _leave_broken_pipe()
         sys.exit(0)
     try:
         found = [

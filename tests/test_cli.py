@@ -62,6 +62,12 @@ def test_printing_escapes_what_the_encoding_lacks():
     assert found.returncode == 2 and "Traceback" not in found.stderr
 
 
+def test_a_reader_that_is_gone_ends_a_program_without_a_message():
+    command = f"set -o pipefail; {sys.executable} -m difflid_jax.restore --help | true"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert found.returncode in (0, 141) and not found.stderr  # 0: all was written before the reader left
+
+
 def test_path_flags_expand_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     values = flags.FlagValues()
