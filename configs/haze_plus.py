@@ -3,19 +3,18 @@
     python -m difflid_jax.train --config=configs/haze_plus.py --workdir=runs/haze_plus \\
         --config.data.train=nyu_v2_labelled_train.tar,nyu_v2_labelled_train.tar,BSDS500,imagenet1000
 
-The data are those of configs/haze.py: NYU Depth v2, ids 1–1299 with measured depth, listed twice; BSDS500, and
-one photograph of each ImageNet class, with plausible depth. Photographs smaller than 64 px must be left out.
+The data are those of configs/haze.py: NYU Depth v2, ids 1–1299 with measured depth, listed twice; BSDS500 and
+one photograph of each ImageNet class with plausible depth. Leave out photographs smaller than 64 px.
 
 Differences from configs/haze.py, none of them part of the paper:
 
 - DiffLI²D+ (network/plus.py), 0.94 M parameters: gated 3×3 branches and borders that are repeated, not zero;
 - crops of 64 px at every scale from full size to the whole image, each with the features of its whole image
   (data.view): training then matches the use on photographs, where details are restored at full size;
-- skies of photographs are far behind the scene (data.sky), 8 % of the crops have no haze (data.haze.clean), so
-  that bright and clear regions are left alone.
+- skies of photographs are far behind the scene (data.sky) and 8 % of the crops have no haze
+  (data.haze.clean), so that bright and clear regions are left alone.
 
-Schedule: 2,000 steps of 16 crops, one cosine, averaged weights; 52 minutes on one CPU core that others shared.
-The curve still rose at the end: train longer if you can (--config.training.steps).
+Schedule: 2,000 steps of 16 crops, one cosine, averaged weights; 52 minutes on one core of a busy machine.
 
 Expected scores: see the card of the restorer `haze_plus`.
 """
