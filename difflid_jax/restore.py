@@ -34,6 +34,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     flags.DEFINE_float("strength", 1.0, "From 0 (unchanged) to 1 (restored).", flag_values=values)
+    flags.DEFINE_enum(
+        "ensemble",
+        "none",
+        ["none", "flip"],
+        "flip: average with the restored mirror image, for twice the time.",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "compare", False, "Also write a sheet with each photograph before and after.", flag_values=values
     )
@@ -65,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
     for line in left_out(argv[1:]):
         print(f"restore: {line}", file=sys.stderr)
     use_compilation_cache()
-    restorer = load_restorer(options.weights, prior=options.prior or None, tile=tile)
+    restorer = load_restorer(
+        options.weights, prior=options.prior or None, tile=tile, ensemble=options.ensemble
+    )
     start = time.perf_counter()
     try:
         failed = restore_photographs(

@@ -25,14 +25,15 @@ def load_restorer(
     prior: str | os.PathLike | None = None,
     dtype: str = "auto",
     tile: str | int = "auto",
+    ensemble: str = "none",
 ) -> Restorer:
     """The restorer of a shipped name, of a weights folder, or of a training run's workdir.
 
     prior: where the frozen model is, if not where the restorer's metadata say. dtype: of the frozen model's
-    arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on GPU and TPU). tile: see `Restorer`.
+    arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on GPU and TPU). tile, ensemble: see `Restorer`.
 
-    Raises FileNotFoundError for missing weights, ValueError for another dtype or tile, for weights of another
-    kind, version or architecture, and for a prior other than the one the restorer was trained with.
+    Raises FileNotFoundError for missing weights, ValueError for another dtype, tile or ensemble, for weights
+    of another kind, version or architecture, and for a prior other than the one the restorer was trained with.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, found {dtype!r}")
@@ -57,9 +58,8 @@ def load_restorer(
     network = nnx.eval_shape(lambda: kind(spec, rngs=nnx.Rngs(0)))
     store.fill(network, weights.tensors, where=where)
     facts = {"weights": os.fspath(name_or_folder), "sha256": weights.sha256, **weights.metadata}
-    return Restorer.of(
-        network, features, noise_seed=weights.metadata.get("noise_seed", 0), tile=tile, facts=facts
-    )
+    noise_seed = weights.metadata.get("noise_seed", 0)
+    return Restorer.of(network, features, noise_seed=noise_seed, tile=tile, ensemble=ensemble, facts=facts)
 
 
 def _features(weights: store.Weights, prior: str | os.PathLike | None, dtype: str) -> FrozenFeatures:

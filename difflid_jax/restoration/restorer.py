@@ -26,6 +26,7 @@ from difflid_jax.images import kinds as image_kinds
 from difflid_jax.restoration import tiles
 from difflid_jax.restoration.plan import Geometry, Size, Whole, checked_tile, plan
 
+ENSEMBLES = ("none", "flip")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 OnTile = Callable[[int, int], None]
@@ -87,7 +88,8 @@ class Restorer:
     `dataclasses.replace(restorer, params=…)`: compiled programs are shared.
     noise_seed: draws the features' noise; equal seeds give equal images.
     tile: 'auto', 'off' (always one piece: features at full size, memory grows with the image) or the side of
-    tiles in pixels. facts: where the weights come from.
+    tiles in pixels. ensemble: 'flip' averages with the restored mirror image, for twice the time.
+    facts: where the weights come from.
     """
 
     programs: Programs
@@ -95,10 +97,13 @@ class Restorer:
     frozen: Any
     noise_seed: int = 0
     tile: str | int = "auto"
+    ensemble: str = "none"
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "tile", checked_tile(self.tile))
+        if self.ensemble not in ENSEMBLES:
+            raise ValueError(f"ensemble: expected {' or '.join(ENSEMBLES)}, found {self.ensemble!r}")
 
     @classmethod
     def of(cls, network: nnx.Module, features: FrozenFeatures, **fields: Any) -> "Restorer":
@@ -135,14 +140,9 @@ class Restorer:
         """
         if strength == 0:
             return pixels.copy()
-        height, width = pixels.shape[:2]
         out = np.empty_like(pixels)
-        for first, band in self._bands(pixels, on_tile):
-            rows = slice(first, min(first + len(band), height))
-            restored = (band[: rows.stop - first, :width] + 1) / 2
-            if not np.isfinite(restored).all():
-                raise ValueError("the restored image is not finite; use other weights, or train these again")
-            restored = np.clip(restored, 0, 1)
+        for first, restored in self._ensemble(pixels, on_tile):
+            rows = slice(first, first + len(restored))
             if pixels.ndim == 2:
                 restored = restored @ _LUMA
             if strength != 1:
@@ -158,8 +158,44 @@ class Restorer:
         """
         return self.programs.traced(params, frozen, x, jax.random.key(self.noise_seed))
 
+    def maps(self, pixels: Pixels) -> tuple[Float[np.ndarray, "rows columns c"], ...]:
+        """The frozen features that guide the restoration of these pixels: (h_content, h_haze)."""
+        piece = plan(*pixels.shape[:2], self.programs.geometry, self.tile)
+        if not isinstance(piece, Whole):
+            pixels, piece = _overview(pixels, piece.overview), piece.survey
+        return tuple(np.asarray(h[0], np.float32) for h in self._see(pixels, piece))
+
+    def _ensemble(self, pixels: Pixels, on_tile: OnTile | None) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, restored rows in [0,1]), from top to bottom."""
+        if self.ensemble == "none":
+            yield from self._finite(pixels, on_tile)
+            return
+        counts = {}
+
+        def counted(part: str) -> OnTile:
+            def report(done: int, total: int) -> None:
+                counts[part] = done
+                if on_tile:
+                    on_tile(sum(counts.values()), 2 * total)
+
+            return report
+
+        bands = self._finite(pixels, counted("image"))
+        mirrored = self._finite(np.ascontiguousarray(pixels[:, ::-1]), counted("mirror image"))
+        for (first, rows), (_, others) in zip(bands, mirrored, strict=True):
+            yield first, (rows + others[:, ::-1]) / 2
+
+    def _finite(self, pixels: Pixels, on_tile: OnTile | None) -> Iterator[tuple[int, np.ndarray]]:
+        """As `_ensemble`, of one image. Raises ValueError for rows that are not finite."""
+        height, width = pixels.shape[:2]
+        for first, band in self._bands(pixels, on_tile):
+            rows = (band[: height - first, :width] + 1) / 2
+            if not np.isfinite(rows).all():
+                raise ValueError("the restored image is not finite; use other weights, or train these again")
+            yield first, np.clip(rows, 0, 1)
+
     def _bands(self, pixels: Pixels, on_tile: OnTile | None) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, restored rows in [-1,1]), from top to bottom."""
+        """(first row, restored rows in [-1,1] of the padded image), from top to bottom."""
         steps = plan(*pixels.shape[:2], self.programs.geometry, self.tile)
         if isinstance(steps, Whole):
             restored, _, _ = self._whole(pixels, steps)
@@ -181,12 +217,15 @@ class Restorer:
 
     def _whole(self, pixels: Pixels, piece: Whole) -> tuple[jax.Array, Any, Any]:
         """(restored (1,H,W,3), maps, gates), with the size and the maps that the plan names."""
-        view = resized(_signed(_padded(pixels, piece.extent)), piece.view)[None]
-        maps = self.programs.see(self.frozen, view, jax.random.key(self.noise_seed))
+        maps = self._see(pixels, piece)
         x = _signed(_padded(pixels, piece.padded))[None]
         window = piece.window and tuple(map(np.float32, piece.window))
         restored, gates = self.programs.restore(self.params, x, maps, window)
         return restored, maps, gates
+
+    def _see(self, pixels: Pixels, piece: Whole) -> tuple[jax.Array, jax.Array]:
+        view = resized(_signed(_padded(pixels, piece.extent)), piece.view)[None]
+        return self.programs.see(self.frozen, view, jax.random.key(self.noise_seed))
 
 
 def checked_strength(strength: float) -> float:

@@ -111,6 +111,26 @@ def test_tiles_do_not_show(in_tiles):
     assert np.abs(alone - whole[:64, :64])[:32, :32].mean() > 0.3 / 255
 
 
+def test_flip_is_the_mean_with_the_mirror_image(restorer, in_tiles):
+    hazy = scene(64, 61)
+    flip = dataclasses.replace(restorer, ensemble="flip")
+    mirrored = restorer.restore_array(np.ascontiguousarray(hazy[:, ::-1]))[:, ::-1]
+    np.testing.assert_array_equal(flip.restore_array(hazy), (restorer.restore_array(hazy) + mirrored) / 2)
+    progress = []
+    dataclasses.replace(in_tiles, ensemble="flip")(scene(250, 330), on_tile=lambda *n: progress.append(n))
+    assert progress == [(i + 1, 8) for i in range(8)]
+    with pytest.raises(ValueError, match="ensemble: expected none or flip, found 'rotate'"):
+        dataclasses.replace(restorer, ensemble="rotate")
+
+
+def test_maps_are_the_features_of_the_prior(restorer, prior_folder):
+    hazy = scene(64, 64)
+    unet, schedule, _ = load_prior(prior_folder)
+    expected = h_space(unet, schedule, (hazy * 2 - 1)[None], jax.random.key(0), HSpaceSpec())
+    for found, map_ in zip(restorer.maps(hazy), expected, strict=True):
+        np.testing.assert_allclose(found, map_[0], atol=1e-5)
+
+
 def test_a_large_image_is_looked_at_as_a_whole_at_the_working_size(in_tiles, monkeypatch):
     """No seams; what the smaller view changes is measured on photographs (scripts/benchmarks/restore.py)."""
     monkeypatch.setattr(tiles, "WORKING_PIXELS", 96 * 128)
