@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["difflid_jax*", "convert_weights*"]), "difflid_jax.configs"],
     package_dir={"difflid_jax.configs": "configs"},
-    package_data={"difflid_jax": ["assets/**/*.safetensors", "assets/**/*.md"]},
+    package_data={"difflid_jax": ["assets/**/*.safetensors", "assets/**/*.md", "web/page.html"]},
 )

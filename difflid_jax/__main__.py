@@ -11,6 +11,7 @@ PROGRAMS = {
     name: f"difflid_jax.{name}"
     for name in (
         "restore",
+        "serve",
         "train",
         "evaluate",
         "check_data",

@@ -22,8 +22,8 @@ from difflid_jax.images.photos import MAX_PIXELS, Photo, decode_photo, encode_ph
 _INTRODUCTION = """\
 # Image files
 
-What `restore` does with each kind of file. The tables are written by `scripts/file_table.py`, which restores
-a file of each kind and looks at the result; a test compares them.
+What `restore` and the page of `difflid serve` do with each kind of file. The tables are written by
+`scripts/file_table.py`, which restores a file of each kind and looks at the result; a test compares them.
 
 - **Kept**: the output has what the input has. Metadata are carried as bytes, so that text in any encoding,
   maker notes, unknown tags and long texts stay what they are.

@@ -18,7 +18,7 @@ LEVELS = (
     ("baselines", "data", "features", "metrics"),
     ("evaluation", "restoration", "training"),
     ("config",),
-    ("exhibits",),
+    ("exhibits", "web"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LEVELS) for room in rooms}
 PROGRAM = len(LEVELS)

@@ -52,6 +52,7 @@ def test_a_wheel_holds_configs_converters_and_shipped_weights(wheel):
         *(f"difflid_jax/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.py")),
         *(f"convert_weights/{path.name}" for path in (REPOSITORY / "convert_weights").glob("*.py")),
         *(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "difflid_jax").rglob("*.py")),
+        "difflid_jax/web/page.html",
         *(f"difflid_jax/assets/{name}/model.safetensors" for name in ("haze", "photos64")),
     ]
     assert names.issuperset(expected), sorted(set(expected) - names)

@@ -72,14 +72,19 @@ def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Phot
             identify(start, name)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        size, most = os.fstat(file.fileno()).st_size, 8 * max_pixels + _METADATA_BYTES
-        if size > most:
-            raise ValueError(
-                f"{name}: a file of {size:,} bytes, more than the limit of {most:,} for images of "
-                f"{max_pixels:,} pixels; raise max_pixels to read it"
-            )
+        check_bytes(os.fstat(file.fileno()).st_size, name, max_pixels)
         data = start + file.read()
     return decode_photo(data, name, max_pixels=max_pixels)
+
+
+def check_bytes(size: int, name: str, max_pixels: int) -> None:
+    """Raise ValueError for a file of more bytes than a photograph of `max_pixels` needs."""
+    most = 8 * max_pixels + _METADATA_BYTES
+    if size > most:
+        raise ValueError(
+            f"{name}: a file of {size:,} bytes, more than the limit of {most:,} for images of "
+            f"{max_pixels:,} pixels; raise max_pixels to read it"
+        )
 
 
 def decode_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -119,25 +124,28 @@ def write_photo(path: str | os.PathLike, photo: Photo, *, overwrite: bool = Fals
     Raises: FileExistsError if `path` exists, unless `overwrite`; ValueError if it cannot be encoded.
     """
     path = Path(path)
-    try:
-        data = encode_photo(photo)
-    except (MemoryError, OSError):
-        raise
-    except DECODING_ERRORS as error:
-        raise ValueError(
-            f"{path}: cannot be written as {photo.format} ({reason(error)}); remove the metadata of the "
-            "photograph and restore it again"
-        ) from error
+    data = encode_photo(photo, os.fspath(path))
     with atomic_write(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(data)
     return path
 
 
-def encode_photo(photo: Photo) -> bytes:
-    """The bytes of a file in the photograph's own format. Raises: `DECODING_ERRORS`."""
+def encode_photo(photo: Photo, name: str = "the photograph") -> bytes:
+    """The bytes of a file in the photograph's own format.
+
+    Raises: ValueError if it cannot be encoded; `name` stands for it. OSError of the encoders.
+    """
     pixels = photo.pixels if photo.pixels.ndim == 3 else photo.pixels[..., None]
     samples = pixels if photo.extra is None else np.concatenate([pixels, photo.extra], axis=-1)
-    return _CODECS[photo.format].encode(_as_stored(samples, photo.orientation), photo.kept)
+    try:
+        return _CODECS[photo.format].encode(_as_stored(samples, photo.orientation), photo.kept)
+    except (MemoryError, OSError):
+        raise
+    except DECODING_ERRORS as error:
+        raise ValueError(
+            f"{name}: cannot be written as {photo.format} ({reason(error)}); remove the metadata of the "
+            "photograph and restore it again"
+        ) from error
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
