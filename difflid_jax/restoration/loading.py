@@ -33,7 +33,8 @@ def load_restorer(
     arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on GPU and TPU). tile, ensemble: see `Restorer`.
 
     Raises FileNotFoundError for missing weights, ValueError for another dtype, tile or ensemble, for weights
-    of another kind, version or architecture, and for a prior other than the one the restorer was trained with.
+    of another kind, version or architecture, and for a prior other than the one the restorer was trained
+    with.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, found {dtype!r}")
