@@ -17,6 +17,7 @@ PROGRAMS = {
         "check_data",
         "synthesize",
         "reproduce",
+        "study",
         "extract",
         "sample",
         "pretrain",

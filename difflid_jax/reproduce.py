@@ -10,7 +10,8 @@ Every run is a workdir of `train` below --workdir: the same command resumes an i
 runs are kept, and the page is written anew after each of them. --dry_run lists the runs.
 
 Written into --output: EXHIBIT.md with ours over the seeds, the paper's and the differences, EXHIBIT.csv with
-every run and the SHA-256 of its weights, and for figure8 a plot.
+every run and the SHA-256 of its weights, and for figure8 a plot. figure1, figure2 and figure7 are made by
+`study` and written into OUTPUT/EXHIBIT.
 """
 
 import shlex
@@ -22,12 +23,12 @@ from pathlib import Path
 from absl import flags
 
 from difflid_jax.cli import UsageError, define_path, refuse_arguments, run
-from difflid_jax.exhibits.runs import EXHIBITS, LAYERS, Run, data_flags, runs
+from difflid_jax.exhibits.runs import EXHIBITS, LAYERS, STUDIES, Run, data_flags, runs, study_flags
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The program's flags; a test passes its own `values`."""
-    flags.DEFINE_enum("exhibit", None, EXHIBITS, "Table or figure.", flag_values=values)
+    flags.DEFINE_enum("exhibit", None, [*EXHIBITS, *STUDIES], "Table or figure.", flag_values=values)
     flags.DEFINE_enum("budget", "laptop", ["laptop", "paper"], "Size of the runs.", flag_values=values)
     flags.DEFINE_multi_string(
         "data", [], "COLUMN=TRAIN,TEST or COLUMN=PATH for both; laptop: nyu=TAR.", flag_values=values
@@ -53,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
     refuse_arguments(argv)
     if options.exhibit is None:
-        raise UsageError(f"give --exhibit, one of {', '.join(EXHIBITS)}")
+        raise UsageError(f"give --exhibit, one of {', '.join([*EXHIBITS, *STUDIES])}")
+    if options.exhibit in STUDIES:
+        return _study(options)
     planned = _chosen(runs(options.exhibit, options.budget, options.seeds), options.rows)
     if options.dry_run:
         for item in planned:
@@ -65,6 +68,40 @@ def main(argv: Sequence[str]) -> int:
     output = Path(options.output or options.workdir)
     commands = [_command(item, workdir, options) for item in planned]  # refuses before anything is run
     return _run_all(planned, commands, workdir, output, options)
+
+
+def _study(options: flags.FlagValues) -> int:
+    """Figs. 1, 2 and 7: one command of the study of Sec. 4.1; its exit status."""
+    command = _study_command(options)
+    if options.dry_run:
+        print(shlex.join(command[1:]))
+        return 0
+    status = subprocess.run(command).returncode
+    return status if status >= 0 else 128 - status
+
+
+def _study_command(options: flags.FlagValues) -> list[str]:
+    own = study_flags(options.exhibit, options.budget, _paths(options))
+    output = Path(options.output or options.workdir) / options.exhibit
+    program = [sys.executable, "-m", "difflid_jax.study"]
+    return [*program, *own, f"--weights={_prior(options)}", f"--output={output}", "--overwrite"]
+
+
+def _paths(options: flags.FlagValues) -> dict[str, list[str]]:
+    """--data: column → paths."""
+    paths = {}
+    for text in options.data:
+        column, equals, given = text.partition("=")
+        if not equals:
+            raise UsageError(f"--data: expected COLUMN=PATH, found {text!r}")
+        paths[column] = given.split(",")
+    return paths
+
+
+def _prior(options: flags.FlagValues) -> str:
+    if not options.prior and options.budget == "paper":
+        raise UsageError("--budget=paper needs --prior=FOLDER (python -m convert_weights.openai_ddpm)")
+    return options.prior or "photos64"
 
 
 def _hours(planned: Sequence[Run], options: flags.FlagValues) -> float:
@@ -80,12 +117,6 @@ def _chosen(planned: list[Run], rows: Sequence[str]) -> list[Run]:
 
 def _command(item: Run, workdir: Path, options: flags.FlagValues) -> list[str]:
     """The command of a run. Raises ValueError if a path that it needs is not given."""
-    paths = {}
-    for text in options.data:
-        column, equals, given = text.partition("=")
-        if not equals:
-            raise UsageError(f"--data: expected COLUMN=PATH, found {text!r}")
-        paths[column] = given.split(",")
     layers = LAYERS[options.budget]
     chosen = {
         "layer_e": options.layer_e or layers["layer_e"],
@@ -98,14 +129,11 @@ def _command(item: Run, workdir: Path, options: flags.FlagValues) -> list[str]:
             "--rows=layer_e,layer_d,vgg16,h_space"
         )
     own = [flag.format(**chosen) for flag in item.flags]
-    prior = options.prior or ("photos64" if options.budget == "laptop" else "")
     if not any(flag.startswith("--config.prior=") for flag in own):
-        if not prior:
-            raise UsageError("--budget=paper needs --prior=FOLDER (python -m convert_weights.openai_ddpm)")
-        own.append(f"--config.prior={prior}")
+        own.append(f"--config.prior={_prior(options)}")
     train = [sys.executable, "-m", "difflid_jax.train", f"--workdir={workdir / item.folder}"]
     cache = f"--config.data.cache={workdir / 'cache'}"
-    return [*train, *own, *data_flags(item, options.budget, paths), cache]
+    return [*train, *own, *data_flags(item, options.budget, _paths(options)), cache]
 
 
 def _run_all(

@@ -13,7 +13,7 @@ counts twice. `ids` and `frame` apply to those of them that have depth.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,6 +69,15 @@ def hold_out(data: DataSet, count: int, seed: int) -> tuple[DataSet, DataSet]:
     drawn = set(np.random.default_rng(seed).permutation(len(data))[:count].tolist())
     indices = range(len(data))
     return data.subset([i for i in indices if i not in drawn]), data.subset(sorted(drawn))
+
+
+def in_memory(images: Mapping[str, np.ndarray]) -> DataSet:
+    """A data set of images alone, name → uint8 (H,W,3), held in memory."""
+    items = [InMemory(name, image) for name, image in images.items()]
+    keys = keys_of(items, progress=False)
+    elements = np.arange(len(items))[:, None]
+    store = Undecoded(items, progress=False)
+    return DataSet("images", store, elements, tuple(images), fingerprint(items, keys), tuple(keys))
 
 
 def open_data(

@@ -2,23 +2,22 @@
 
 Figs. 1 and 7 show that at a small timestep the h-spaces of a hazy image and its clean partner are close, and
 those of different scenes apart; at a larger one hazy and clean images are apart in every scene. The
-first is measured as a ratio of distances, the second as the accuracy of a linear probe.
+first is measured by distances and by retrieval, the second by the accuracy of a linear probe.
 
-Features are h-spaces averaged over positions. Every image has its own noise, a hazy one other noise than its
-clean partner, as when two images are restored. With equal noise, partners would be alike at any timestep, and
-the paper's third finding, that too much noise leaves neither content nor haze, could not show.
+Features are a layer's outputs averaged over positions. Every image has its own noise, a hazy one other noise
+than its clean partner, as when two images are restored. With equal noise, partners would be alike at any
+timestep, and the paper's third finding, that too much noise leaves neither content nor haze, could not show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.manifold import TSNE
 from sklearn.metrics import r2_score
@@ -28,77 +27,82 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from difflid_jax.data.augment import RESIDE
-from difflid_jax.data.pipeline import Evaluation, signed
-from difflid_jax.data.sources import DataSet
-from difflid_jax.diffusion.objective import SCORED_TIMES, loss_by_time
+from difflid_jax.data.pipeline import Evaluation
+from difflid_jax.data.sources import DataSet, in_memory
 from difflid_jax.diffusion.schedule import Schedule
-from difflid_jax.features.h_space import HSpaceSpec, at_side, h_space
+from difflid_jax.features.h_space import layers_at
 from difflid_jax.features.prior import Prior
+from difflid_jax.features.view import resized
 
 FOLDS = 5
 _SCENES = 8  # read together
+_CLEAN = {"pairs": 1, "depth": 0, "images": 0}  # column of a data set's elements
 
 
 class Pairs(NamedTuple):
-    """hazy and clean float32 (N,S,S,3) in [-1,1], and the β (N,) of the haze."""
+    """hazy and clean float32 (N,S,S,3) in [-1,1]; β and A, each (N,), of haze made on the fly, else None."""
 
     hazy: np.ndarray
     clean: np.ndarray
-    beta: np.ndarray
+    beta: np.ndarray | None = None
+    airlight: np.ndarray | None = None
 
 
 def make_pairs(data: DataSet, side: int, seed: int) -> Pairs:
-    """Every scene of `data` (images with depth), hazy and clean, as a prior sees it at side×side.
+    """Every scene of `data`, hazy and clean, as a prior sees it at side×side.
 
-    Haze is RESIDE's, made on the whole image as for evaluation.
+    Images with depth get RESIDE's haze, made on the whole image as for evaluation; pairs are taken as they
+    are. Raises ValueError for images that have neither a hazy partner nor depth.
     """
-    betas = np.random.default_rng(seed).uniform(*RESIDE.beta, len(data))
+    is_made = data.kind == "depth"
+    rng = np.random.default_rng(seed)
+    beta, airlight = (rng.uniform(*span, len(data)) for span in (RESIDE.beta, RESIDE.airlight))
     hazy, clean = [], []
-    for index, beta in enumerate(tqdm(betas, desc="pairs", unit="scene")):
-        pair = Evaluation(data, replace(RESIDE, beta=(beta, beta), seed=seed))[index]
-        hazy.append(_seen(pair["hazy"], side))
-        clean.append(_seen(pair["clean"], side))
-    return Pairs(np.stack(hazy), np.stack(clean), betas)
+    for i in tqdm(range(len(data)), desc="pairs", unit="scene"):
+        haze = replace(RESIDE, beta=(beta[i],) * 2, airlight=(airlight[i],) * 2, seed=seed)
+        pair = Evaluation(data, haze if is_made else RESIDE)[i]
+        hazy.append(resized(pair["hazy"], (side, side)))
+        clean.append(resized(pair["clean"], (side, side)))
+    images = (np.stack(part) / np.float32(127.5) - 1 for part in (hazy, clean))
+    return Pairs(*images, *((beta, airlight) if is_made else (None, None)))
 
 
-def _seen(image: UInt8[np.ndarray, "h w 3"], side: int) -> Float32[np.ndarray, "side side 3"]:
-    return np.asarray(at_side(signed(image)[None], side)[0])
+def clean_images(data: DataSet, side: int) -> DataSet:
+    """The distinct clean images of `data`, whole and resized to side×side, in memory."""
+    found = {}
+    names = dict(zip(data.elements[:, _CLEAN[data.kind]].tolist(), data.names, strict=True))
+    for position, name in tqdm(names.items(), desc="clean images", unit="image"):
+        image = resized(data.store.read(position), (side, side))
+        found[f"{position} {name}"] = np.rint(image).astype(np.uint8)
+    return in_memory(found)
 
 
-def noise_losses(prior: Prior, pairs: Pairs) -> dict[int, float]:
-    """{t: noise loss, Eq. 4} of the clean images."""
-    graph, parameters = nnx.split(prior.unet)
-    measured = loss_by_time(graph, prior.schedule)(parameters, (x[None] for x in pairs.clean))
-    found: dict[int, list[float]] = {}
-    for t, loss in tqdm(measured, "noise loss", len(pairs.clean) * len(SCORED_TIMES)):
-        found.setdefault(t, []).append(loss)
-    return {t: float(np.mean(losses)) for t, losses in found.items()}
-
-
-def h_spaces(prior: Prior, pairs: Pairs, times: Sequence[int], seed: int) -> dict[int, np.ndarray]:
-    """{t: float32 (2,N,C)}: h-spaces of the hazy and the clean images, averaged over positions.
+def layer_features(
+    prior: Prior, pairs: Pairs, times: Sequence[int], layers: Collection[str], seed: int
+) -> dict[tuple[str, int], Float32[np.ndarray, "2 n c"]]:
+    """{(layer, t): (2,N,C)}: a layer of the hazy and of the clean images, averaged over positions.
 
     Each image has its own noise, the same at every timestep; t = 0 has none.
     """
     graph, parameters = nnx.split(prior.unet)
 
-    @partial(jax.jit, static_argnums=3)
-    def run(parameters, images, key, spec):
-        features = h_space(nnx.merge(graph, parameters), prior.schedule, images, key, spec)
-        return [h.astype(jnp.float32).mean((1, 2)) for h in features]
+    @jax.jit
+    def run(parameters, images, key, at):
+        found = layers_at(nnx.merge(graph, parameters), prior.schedule, images, key, at, layers)
+        return {layer: h.astype(jnp.float32).mean((2, 3)) for layer, h in found.items()}
 
-    # Two timesteps a pass, as h_space reads them; an odd one is read twice.
-    specs = [HSpaceSpec((t, [*times, t][i + 1])) for i, t in enumerate(times)][::2]
-    total = len(pairs.clean)
-    found: dict[int, list[np.ndarray]] = {t: [] for t in times}
-    for first in tqdm(range(0, total, _SCENES), desc="h-space", unit="batch"):
+    total, pairs_of_times = len(pairs.clean), [[t, [*times, t][i + 1]] for i, t in enumerate(times)][::2]
+    parts: dict[tuple[str, int], list[np.ndarray]] = {(layer, t): [] for layer in layers for t in times}
+    for first in tqdm(range(0, total, _SCENES), desc="features", unit="batch"):
         chosen = np.minimum(np.arange(first, first + _SCENES), total - 1)  # the last batch is filled up
         images = np.concatenate([pairs.hazy[chosen], pairs.clean[chosen]])
-        for spec in specs:
-            features = run(parameters, images, jax.random.fold_in(jax.random.key(seed), first), spec)
-            for t, h in dict(zip(spec.times, features, strict=True)).items():
-                found[t].append(np.asarray(h).reshape(2, _SCENES, -1)[:, : total - first])
-    return {t: np.concatenate(parts, axis=1) for t, parts in found.items()}
+        key = jax.random.fold_in(jax.random.key(seed), first)
+        for at in pairs_of_times:  # two timesteps a pass; the last of an odd number is read twice
+            for layer, h in run(parameters, images, key, np.asarray(at, np.int32)).items():
+                h = np.asarray(h).reshape(2, _SCENES, 2, -1)[:, : total - first]
+                for i, t in enumerate(dict.fromkeys(at)):
+                    parts[layer, t].append(h[:, :, i])
+    return {name: np.concatenate(found, axis=1) for name, found in parts.items()}
 
 
 def image_space(pairs: Pairs, schedule: Schedule, t: int, seed: int) -> np.ndarray:
@@ -135,16 +139,23 @@ def probe_accuracy(features: np.ndarray) -> float:
     return float(cross_val_score(probe, x, labels, groups=groups, cv=LeaveOneGroupOut()).mean())
 
 
-def haze_r2(features: np.ndarray, beta: np.ndarray) -> float:
-    """R² of β (N,), predicted by ridge regression from the hazy features of (2,N,C) over the same folds.
+def regression_r2(features: Float[np.ndarray, "2 n c"], target: Float[np.ndarray, " n"]) -> float:
+    """R² of β or A (N,), predicted by ridge regression from the hazy features over the same folds.
 
     The penalty is chosen within each fold. 0 is as good as predicting the mean.
     """
     probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 6)))
-    folds = _folds(len(beta))
+    folds = _folds(len(target))
     return float(
-        r2_score(beta, cross_val_predict(probe, features[0], beta, groups=folds, cv=LeaveOneGroupOut()))
+        r2_score(target, cross_val_predict(probe, features[0], target, groups=folds, cv=LeaveOneGroupOut()))
     )
+
+
+def retrieval(features: Float[np.ndarray, "2 n c"]) -> float:
+    """Share of the hazy images whose nearest clean image, by distance, is their own partner; a guess: 1/N."""
+    hazy, clean = _standardised(features)
+    nearest = np.linalg.norm(hazy[:, None] - clean[None], axis=-1).argmin(1)
+    return float(np.mean(nearest == np.arange(len(clean))))
 
 
 def t_sne(features: np.ndarray) -> np.ndarray:

@@ -97,6 +97,36 @@ def _times() -> Iterator[tuple[int, int]]:
     yield from ((0, t2) for t2 in TIMES_2 if t2 != 500)
 
 
+# Figures of Sec. 4.1 → the study that draws them.
+STUDIES = {"figure1": "tsne", "figure2": "decoders", "figure7": "tsne"}
+_STUDY_TIMES = {
+    "figure1": (0, 500, 999),
+    "figure2": (*range(0, 1000, 100), 999),
+    "figure7": (*range(0, 1000, 100), 999),
+}
+
+
+def study_flags(exhibit: str, budget: str, paths: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The arguments of `python -m difflid_jax.study`, without prior and output.
+
+    laptop: 64 px, NYU Depth v2 made hazy, ids 1300–1349. paper: 256 px, SOTS-indoor, decoders trained on ITS.
+    Raises ValueError that says which --data is missing.
+    """
+    column = NYU if budget == "laptop" else "sots"
+    if column not in paths:
+        raise ValueError(f"give --data={column}=TRAIN,TEST (or one path that holds both)")
+    train, test = (*paths[column], paths[column][-1])[:2]
+    times = ",".join(map(str, _STUDY_TIMES[exhibit]))
+    flags = (STUDIES[exhibit], f"--data={test}", f"--times={times}")
+    if budget == "laptop":
+        flags += ("--source=rgbd", "--side=64", "--ids=1300-1349")
+        training: tuple[str, ...] = (f"--train={train}", "--train_ids=1-1299", "--steps=400")
+    else:
+        flags += ("--dataset=sots_indoor", "--side=256")
+        training = (f"--train={train}", "--train_dataset=its", "--steps=20000")
+    return flags + training if STUDIES[exhibit] == "decoders" else flags
+
+
 _RANDOM = ("--config.features.random=True",)
 _BASELINE = ("--config.network.variant=baseline",)
 

@@ -10,13 +10,13 @@ too: `noise_at_zero`.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -83,8 +83,7 @@ def h_space(
     x = x.astype(jnp.float32)
     if spec.side:
         x = at_side(x, spec.side)
-    each = jnp.arange(x.shape[0])
-    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], jnp.float32))(each)
+    noise = _noise(x, key)
     noisy, steps = [], []
     for t in spec.times:
         step = jnp.full(x.shape[0], t, jnp.int32)
@@ -98,6 +97,35 @@ def h_space(
     h = jax.lax.stop_gradient(unet.layers(batch, times, labels, wanted=[spec.layer])[spec.layer])
     h = h.reshape(x.shape[0], 2, *h.shape[1:])
     return h[:, 0], h[:, 1]
+
+
+def layers_at(
+    unet: UNet,
+    schedule: Schedule,
+    x: Float[Array | np.ndarray, "b h w 3"],
+    key: Array,
+    times: Int[Array | np.ndarray, " n"],
+    wanted: Collection[str],
+) -> dict[str, Float[Array, "b n _ _ _"]]:
+    """The layers `wanted` (see `HSpaceSpec`) of images x in [-1,1], at the timesteps `times`; pure.
+
+    As `h_space`, with the same noise, but for studies: any layers and number of timesteps, which may be
+    traced, so that one compiled program serves all of them. H and W are multiples of the U-Net's stride.
+    """
+    x = x.astype(jnp.float32)
+    noise = _noise(x, key)
+    steps = jnp.repeat(jnp.asarray(times, jnp.int32)[None], x.shape[0], 0)  # (B,n)
+    noisy = jax.vmap(lambda t: schedule.sample_noisy(x, t, noise), 1, 1)(steps)
+    batch = jnp.where(steps[..., None, None, None] == 0, x[:, None], noisy).reshape(-1, *x.shape[1:])
+    labels = None if unet.spec.num_classes is None else jnp.zeros(len(batch), jnp.int32)
+    found = unet.layers(batch, steps.ravel(), labels, wanted=wanted)
+    return {name: jax.lax.stop_gradient(h).reshape(*steps.shape, *h.shape[1:]) for name, h in found.items()}
+
+
+def _noise(x: Float[Array | np.ndarray, "b h w 3"], key: Array) -> Float[Array, "b h w 3"]:
+    """Gaussian noise of x's shape; image i has its own, whatever the size of the batch."""
+    each = jnp.arange(x.shape[0])
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], jnp.float32))(each)
 
 
 def feature_channels(unet: UNet, spec: HSpaceSpec) -> int:

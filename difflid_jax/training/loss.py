@@ -1,4 +1,4 @@
-"""The losses: Eq. 9 of the restorer, L = ‖y_r − y‖₁, and Eq. 4 of a diffusion prior."""
+"""The losses: Eq. 9 of the restorer, L = ‖y_r − y‖₁, Eq. 4 of a prior, Eq. 5 of a decoder of h-space."""
 
 from collections.abc import Callable
 
@@ -50,6 +50,22 @@ def diffusion_loss(unet: nnx.GraphDef, schedule: Schedule, variance_weight: floa
         simple, bound = hybrid_loss(schedule, x0, x_t, t, noise, output)
         total = jnp.mean(simple + variance_weight * bound)
         return total, {"noise_loss": jnp.mean(simple), "bound": jnp.mean(bound)}
+
+    return loss
+
+
+def decoder_loss(decoder: nnx.GraphDef, features: Callable) -> Loss:
+    """Eq. 5, L_t = ‖D_t(h_t) − y‖₁, for a batch {'image': uint8 (B,H,W,3)} of clean images y.
+
+    `decoder` is the graph of D_t, whose parameters the loss receives; `features(frozen, y, key)` gives h_t of
+    images y (B,H,W,3), float32 in [-1,1].
+    """
+
+    def loss(params, frozen, batch, key):
+        y = signed(batch["image"])
+        decoded = nnx.merge(decoder, params)(features(frozen, y, key))
+        errors = jnp.mean(jnp.abs(decoded - y), axis=(1, 2, 3))
+        return jnp.mean(errors), {"psnr": _psnr(decoded, y)}
 
     return loss
 

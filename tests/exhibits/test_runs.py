@@ -5,11 +5,11 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from difflid_jax import reproduce
+from difflid_jax import reproduce, study
 from difflid_jax.cli import UsageError, find_config
 from difflid_jax.config.experiment import resolve
 from difflid_jax.exhibits import report
-from difflid_jax.exhibits.runs import EXHIBITS, rows, runs
+from difflid_jax.exhibits.runs import EXHIBITS, STUDIES, rows, runs
 from difflid_jax.weights import store
 
 
@@ -42,6 +42,21 @@ def test_every_run_of_an_exhibit_is_an_experiment_of_its_own(exhibit, budget, tm
         assert experiment.total_steps(elements.get(run.column, 50)) == run.steps
         fingerprints.add((run.column, experiment.fingerprint))
     assert len(fingerprints) == len(planned)
+
+
+@pytest.mark.parametrize("budget", ["laptop", "paper"])
+@pytest.mark.parametrize("exhibit", STUDIES)
+def test_a_figure_of_the_study_is_one_command_of_it(exhibit, budget):
+    given = options(*PATHS, f"--exhibit={exhibit}", f"--budget={budget}", "--output=OUT")
+    _, _, module, *arguments = reproduce._study_command(given)
+    values = flags.FlagValues()
+    study.define_flags(values)
+    assert module == "difflid_jax.study"
+    assert values(["study", *arguments])[1:] == [STUDIES[exhibit]]
+    assert values.output == f"OUT/{exhibit}" and values.weights == "P"
+    assert bool(values.train) == (exhibit == "figure2")
+    with pytest.raises(ValueError, match="give --data="):
+        reproduce._study_command(options(f"--exhibit={exhibit}", f"--budget={budget}", "--prior=P"))
 
 
 def test_what_is_missing_is_named_before_anything_is_run(tmp_path):

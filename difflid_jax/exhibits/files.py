@@ -1,0 +1,42 @@
+"""Small files of results: tables as CSV and Markdown, and plots, each written whole."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from difflid_jax.atomic import atomic_write, write_text
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV; floats get six digits after the point, None is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{v:.6f}" if isinstance(v, float) else v for v in row] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table with numbers to the right; floats get three digits, None a dash."""
+
+    def cell(value: Any) -> str:
+        return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    lines = [header, *rows]
+    text = [f"| {' | '.join(map(cell, line))} |" for line in lines]
+    return "\n".join([text[0], "|" + "--:|" * len(header), *text[1:]])
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches. Raises ImportError if matplotlib is not installed."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 90) -> None:
+    """Write a matplotlib figure as PNG."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
