@@ -100,16 +100,21 @@ def evaluate_methods(options: flags.FlagValues) -> int:
     _check_combination(options)
     output = _output(options)
     # Here, because --help and a refusal should not take as long as loading JAX.
+    from difflid_jax import parallel
+
+    with parallel.processes("evaluate", options.multihost):
+        return _score(options, output)
+
+
+def _score(options: flags.FlagValues, output: Path | None) -> int:
     import jax
 
-    from difflid_jax import parallel
     from difflid_jax.backbones.inception import load_inception
     from difflid_jax.evaluation import tables
     from difflid_jax.evaluation.scoring import evaluate, over_seeds
     from difflid_jax.metrics.lpips import Lpips
 
     use_compilation_cache()
-    parallel.join_processes(options.multihost)
     experiment = _experiment(options)
     methods = _methods(options)
     measures = {

@@ -24,7 +24,7 @@ from difflid_jax.backbones.inception import CHANNELS, Inception
 from difflid_jax.metrics import protocols
 from difflid_jax.metrics.fid import FeatureStatistics, frechet_distance
 from difflid_jax.metrics.measure import measure_all, prepare
-from difflid_jax.metrics.merge import bytes_of_all_processes
+from difflid_jax.parallel import bytes_of_all_processes
 
 Restore = Callable[[np.ndarray], Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float64
 
-from difflid_jax.metrics.merge import bytes_of_all_processes
+from difflid_jax.parallel import bytes_of_all_processes
 
 
 @dataclass(frozen=True)

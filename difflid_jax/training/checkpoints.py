@@ -179,13 +179,6 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(like), [found.state[name] for name in wanted])
         return Restored(step, state, found.data, found.meta)
 
-    def latest_meta(self) -> dict[str, Any] | None:
-        """`meta` of the latest checkpoint, read without its state; None if there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-
     def _not_written(self, error: Exception) -> OSError:
         complete = max((int(p.name) for p in self.folder.glob("*") if p.name.isdecimal()), default=None)
         remedy = "start again" if complete is None else f"the same command resumes from step {complete}"

@@ -57,7 +57,7 @@ def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
 
     The random key of a step is a function of the run's key and the step's number, so a resumed run draws
     what the undisturbed one would have drawn. Where the loss or a gradient is not finite, parameters,
-    optimiser and average stay as they are, and the step is counted in `bad_steps` and `skipped`.
+    optimizer and average stay as they are, and the step is counted in `bad_steps` and `skipped`.
     """
     transformation = optim.direction(spec)
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from difflid_jax.metrics.fid import FeatureStatistics
-from difflid_jax.metrics.merge import bytes_of_all_processes
+from difflid_jax.parallel import bytes_of_all_processes
 
 PROCESS = """
 import json, sys
@@ -20,7 +20,7 @@ index = int(sys.argv[2])
 jax.config.update("jax_platforms", "cpu")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=index, initialization_timeout=60)
 from difflid_jax.metrics.fid import FeatureStatistics
-from difflid_jax.metrics.merge import bytes_of_all_processes
+from difflid_jax.parallel import bytes_of_all_processes
 
 shares = bytes_of_all_processes([b"first", b""][index])
 features = np.random.default_rng(0).random((10, 3))
