@@ -107,5 +107,6 @@ def test_refusals_are_one_line_and_status_2(lol, tmp_path, arguments, words):
     command = [sys.executable, "-m", "difflid_jax.check_data", *arguments]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2
-    assert words in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("check_data: ") and words in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
     assert not list(tmp_path.glob("*.png"))

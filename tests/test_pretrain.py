@@ -55,7 +55,7 @@ def test_a_run_ends_in_weights_samples_and_losses_and_can_be_resumed(config, tmp
 
     config.init = str(workdir / "weights")
     run = experiment.resolve_prior(config)
-    graph, params = prior.first_unet(run)
+    graph, params, _ = prior.first_unet(run)
     found = nnx.merge(graph, params).time_embed[0].kernel
     np.testing.assert_array_equal(found, unet.time_embed[0].kernel)
 

@@ -16,10 +16,10 @@ from difflid_jax.data.sources import DataSet
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-def check_seed(seed: int) -> None:
-    """Raises: ValueError for a seed that the generators do not take."""
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raise ValueError for a seed that the generators do not take."""
     if not 0 <= seed < 2**32:
-        raise ValueError(f"a seed must be within 0 and 2^32 - 1, not {seed}")
+        raise ValueError(f"{name}: expected 0 to 2³²−1, found {seed}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class HazeSpec:
                 raise ValueError(
                     f"data.haze.{name}: expected two numbers {low:g} ≤ low ≤ high, found {span!r}"
                 )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"data.haze.seed: expected 0 to 2³²−1, found {self.seed}")
+        check_seed(self.seed, "data.haze.seed")
         for name in ("airlight", "light"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(f"data.haze.{name}: expected at most 1, found {getattr(self, name)!r}")

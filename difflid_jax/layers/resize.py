@@ -5,12 +5,23 @@ from typing import SupportsFloat
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 # The part (top, left, bottom, right) of an image, in fractions of its sides: numbers or traced scalars. What
 # lies beyond 0 and 1 is padding.
 Window = Sequence[SupportsFloat]
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+
+# Weights of pixels i − 1, i, i + 1 (last axis) in what tap 0, 1, 2 (middle axis) of a 3×3 convolution reads
+# for pixels 2i, 2i + 1 (first axis) of a map enlarged twice.
+DOUBLED = np.array(
+    [
+        [[0.75, 0.25, 0], [0.25, 0.75, 0], [0, 0.75, 0.25]],
+        [[0.25, 0.75, 0], [0, 0.75, 0.25], [0, 0.25, 0.75]],
+    ],
+    np.float32,
+)
 
 
 def resize(

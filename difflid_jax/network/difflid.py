@@ -125,14 +125,7 @@ class Block(nnx.Module):
 class DiffLI2D(nnx.Module):
     """Hazy image and two feature maps in, restored image out. Computes in `dtype`, parameters are float32."""
 
-    def __init__(
-        self,
-        spec: NetworkSpec,
-        *,
-        block: type[nnx.Module] = Block,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, spec: NetworkSpec, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.spec = spec
         self.dtype = dtype
         made = {"dtype": dtype, "rngs": rngs}
@@ -140,11 +133,11 @@ class DiffLI2D(nnx.Module):
         conv1 = partial(nnx.Conv, kernel_size=(1, 1), conv_general_dilated=convolve_joined, **made)
         widths, inner = spec.widths, tuple(reversed(spec.widths[:-1]))
         self.stem = conv3(3, widths[0])
-        self.encoder = nnx.List([block(c, spec, **made) for c in widths])
+        self.encoder = nnx.List([Block(c, spec, **made) for c in widths])
         self.down = nnx.List([conv3(c, c // 2, use_bias=False) for c in widths[:-1]])
         self.up = nnx.List([UpConv(2 * c, c, (3, 3), padding=1, **made) for c in inner])
         self.skip = nnx.List([conv1(2 * c, c) for c in inner])
-        self.decoder = nnx.List([block(c, spec, **made) for c in inner])
+        self.decoder = nnx.List([Block(c, spec, **made) for c in inner])
         # Zero at the start: an untrained network returns its input.
         self.head = conv3(widths[0], 3, kernel_init=nnx.initializers.zeros)
 

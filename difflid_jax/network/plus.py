@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from difflid_jax.layers.resize import WHOLE, Window
+from difflid_jax.layers.resize import DOUBLED, WHOLE, Window
 from difflid_jax.network.cim import ContentIntegration
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 
@@ -74,7 +74,7 @@ class Up3x3(Conv3x3):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         kernel, bias = (value[...].astype(x.dtype) for value in (self.conv.kernel, self.conv.bias))
-        weights = jnp.asarray(_BILINEAR, x.dtype)
+        weights = jnp.asarray(DOUBLED, x.dtype)
         kernel = jnp.einsum("pta,qsb,tsio->abipqo", weights, weights, kernel)
         batch, height, width, inputs = x.shape
         y = jax.lax.conv_general_dilated(
@@ -86,13 +86,6 @@ class Up3x3(Conv3x3):
         )
         y = y.reshape(batch, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
         return y.reshape(batch, 2 * height, 2 * width, -1) + bias
-
-
-# Weights of pixels i − 1, i, i + 1 (last axis) in what tap 0, 1, 2 (middle axis) reads for pixels 2i, 2i + 1.
-_BILINEAR = (
-    ((0.75, 0.25, 0.0), (0.25, 0.75, 0.0), (0.0, 0.75, 0.25)),
-    ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25), (0.0, 0.25, 0.75)),
-)
 
 
 class GatedBranch(nnx.Module):

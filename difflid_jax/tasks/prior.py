@@ -17,11 +17,12 @@ from difflid_jax.data.sources import DataSet
 from difflid_jax.diffusion.objective import loss_by_time
 from difflid_jax.diffusion.sampling import Sampler
 from difflid_jax.diffusion.schedule import Schedule
-from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.diffusion.unet import UNet
 from difflid_jax.images.sheets import contact_sheet
 from difflid_jax.training import runner
 from difflid_jax.training.loss import diffusion_loss
 from difflid_jax.training.runner import Task
+from difflid_jax.training.start import count, first_parameters
 from difflid_jax.weights import store
 
 _SAMPLES = 16
@@ -38,7 +39,7 @@ def prepare(experiment: PriorExperiment, resuming: bool) -> Task:
     schedule = Schedule.named(spec.noise_schedule, spec.diffusion_steps)
     images = inputs.open_images(experiment.train)
     validation = inputs.open_images(experiment.validation) if experiment.validation.is_given else None
-    graph, params = first_unet(experiment, resuming)
+    graph, params, init = first_unet(experiment, resuming)
     image = jax.ShapeDtypeStruct((experiment.crop.size, experiment.crop.size, 3), jnp.uint8)
     encoder = nnx.state(nnx.eval_shape(lambda: UNet(spec, part="encoder", rngs=nnx.Rngs(0))), nnx.Param)
     return Task(
@@ -53,30 +54,21 @@ def prepare(experiment: PriorExperiment, resuming: bool) -> Task:
         uses_best=False,
         save=lambda *given: _save(experiment, graph, *given),
         evaluate=validation and _evaluation(experiment, graph, schedule, validation),
-        init=store.read(experiment.init, "unet").sha256 if experiment.init and not resuming else "",
+        init=init,
         summary={
             "data": f"{len(images):,} images, crops of {experiment.crop.size}",
-            "trained": f"{_count(params):,} parameters, {_count(encoder):,} of them encoder and middle block",
+            "trained": f"{count(params):,} parameters, {count(encoder):,} of them encoder and middle block",
         },
     )
 
 
-def first_unet(experiment: PriorExperiment, resuming: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and first parameters: random, or those of `config.init`, which a resumed run does not read."""
+def first_unet(experiment: PriorExperiment, resuming: bool = False) -> tuple[nnx.GraphDef, nnx.State, str]:
+    """As `first_parameters`; a resumed run does not read `config.init` again."""
 
     def make() -> UNet:
         return UNet(experiment.unet, dtype=jnp.dtype(experiment.dtype), rngs=nnx.Rngs(experiment.seed))
 
-    abstract = nnx.eval_shape(make)
-    graph = nnx.graphdef(abstract)
-    if not experiment.init or resuming:
-        # In one compiled call: hundreds of small ones take seconds.
-        return graph, jax.jit(lambda: nnx.state(make()))()
-    weights = store.read(experiment.init, "unet")
-    if (found := weights.spec(UNetSpec)) != experiment.unet:
-        raise ValueError(f"config.init: {weights.path} is {found}, the config asks for {experiment.unet}")
-    store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
-    return graph, nnx.state(abstract)
+    return first_parameters(make, experiment.unet, "unet", "" if resuming else experiment.init)
 
 
 def _evaluation(
@@ -122,7 +114,3 @@ def _save(
     store.save(
         folder, "unet", store.tensors_of(unet), unet.spec.to_dict(), config=experiment.fields, step=step
     )
-
-
-def _count(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))

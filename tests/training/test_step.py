@@ -76,6 +76,20 @@ def test_the_first_update_is_adams(parts, stepped):
     assert float(metrics["gradient_norm"]) == pytest.approx(sum(jax.tree.leaves(squares)) ** 0.5, rel=1e-4)
 
 
+def test_a_step_is_the_same_with_x64(parts, stepped):
+    """A run begun without JAX_ENABLE_X64 can be resumed with it."""
+    features, graph, _, batch = parts
+    (before, _), (expected, _) = stepped[0]
+    with jax.enable_x64(True):
+        found, _ = jax.jit(make_step(restoration_loss(graph, features.apply), SPEC))(
+            before, features.frozen, batch
+        )
+    for value, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert value.dtype == wanted.dtype
+        # Other noise would move a parameter by the learning rate, 1e-2.
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_average_follows_the_parameters(parts, stepped):
     (first, _), (second, _) = stepped[0]
 

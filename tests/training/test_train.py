@@ -57,12 +57,12 @@ def test_a_finished_run_changes_nothing_unless_more_is_asked_for(tiny, undisturb
 
 def test_init_starts_from_other_weights_and_is_not_read_again_by_a_resumed_run(tiny, undisturbed):
     run = tiny.experiment(f"--config.init={undisturbed / 'weights'}")
-    graph, params = restorer.first_network(run.network_on(32), run)
+    graph, params, init = restorer.first_network(run.network_on(32), run)
     found = store.tensors_of(nnx.merge(graph, params))
-    expected = store.read(undisturbed / "weights", "restorer").tensors
-    assert found.keys() == expected.keys()
+    weights = store.read(undisturbed / "weights", "restorer")
+    assert init == weights.sha256 and found.keys() == weights.tensors.keys()
     for name, value in found.items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+        np.testing.assert_array_equal(value, weights.tensors[name], err_msg=name)
     run = tiny.experiment("--config.init=/nowhere")
     restorer.first_network(run.network_on(32), run, resuming=True)
 

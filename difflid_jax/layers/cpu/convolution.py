@@ -11,17 +11,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from difflid_jax.layers.resize import DOUBLED
+
 # Convolutions from or to at most so many channels are rewritten.
 _FEW_CHANNELS = 3
-# Weight of row i-1, i, i+1 (last axis) in what tap 0, 1, 2 (middle axis) sees of row 2i and 2i+1 (first axis)
-# of a map enlarged twice.
-_DOUBLED = np.array(
-    [
-        [[0.75, 0.25, 0], [0.25, 0.75, 0], [0, 0.75, 0.25]],
-        [[0.25, 0.75, 0], [0, 0.75, 0.25], [0, 0.25, 0.75]],
-    ],
-    np.float32,
-)
 
 
 def convolve(
@@ -106,7 +99,7 @@ def convolve_doubled(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array,
     """`UpConv.__call__` of `conv`, 3×3: bilinear ×2, then the convolution, in 0.3 to 0.5 of the time.
 
     Enlarging is linear, and so is what three taps make of it: each of the two rows that a row becomes is a
-    sum of three rows of x, weighted by `_DOUBLED`. Across columns the weights are folded into the kernel.
+    sum of three rows of x, weighted by `DOUBLED`. Across columns the weights are folded into the kernel.
     This takes half of the multiplications, and the enlarged map is never there.
     """
     kernel, bias = (value[...].astype(x.dtype) for value in (conv.kernel, conv.bias))
@@ -114,7 +107,7 @@ def convolve_doubled(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array,
     outputs = kernel.shape[-1]
     x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
     # Channels of y: column 2j or 2j + 1, tap of the row, output.
-    across = jnp.einsum("pji,rjco->icpro", _DOUBLED.astype(x.dtype), kernel).reshape(1, 3, inputs, -1)
+    across = jnp.einsum("pji,rjco->icpro", DOUBLED.astype(x.dtype), kernel).reshape(1, 3, inputs, -1)
     y = _convolve(x, across).reshape(batch, height + 2, width, 2, 3, outputs)
     # Beyond its edge the enlarged map is zero, not repeated.
     y = y.at[:, :, 0, 0].add(-jnp.einsum("bhc,rco->bhro", x[:, :, 0], kernel[:, 0]))
@@ -126,8 +119,8 @@ def convolve_doubled(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array,
     for tap in range(3):
         inside = (row + tap >= 1) & (row + tap <= 2 * height)
         for first in range(3):
-            if _DOUBLED[:, tap, first].any():
-                share = (_DOUBLED[:, tap, first] * inside)[:, :, None, None]
+            if DOUBLED[:, tap, first].any():
+                share = (DOUBLED[:, tap, first] * inside)[:, :, None, None]
                 rows += share * y[:, first : first + height, None, :, tap]
     return rows.reshape(batch, 2 * height, 2 * width, outputs).astype(x.dtype)
 
