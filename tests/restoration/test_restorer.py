@@ -111,24 +111,39 @@ def test_tiles_do_not_show(in_tiles):
     assert np.abs(alone - whole[:64, :64])[:32, :32].mean() > 0.3 / 255
 
 
-def test_flip_is_the_mean_with_the_mirror_image(restorer, in_tiles):
-    hazy = scene(64, 61)
-    flip = dataclasses.replace(restorer, ensemble="flip")
-    mirrored = restorer.restore_array(np.ascontiguousarray(hazy[:, ::-1]))[:, ::-1]
-    np.testing.assert_array_equal(flip.restore_array(hazy), (restorer.restore_array(hazy) + mirrored) / 2)
-    progress = []
-    dataclasses.replace(in_tiles, ensemble="flip")(scene(250, 330), on_tile=lambda *n: progress.append(n))
-    assert progress == [(i + 1, 8) for i in range(8)]
+def test_flip_is_the_mean_with_the_mirror_image(restorer):
+    class InTwoBands(Restorer):
+        """Padded by 3 rows and 2 columns, and different at the left and at the right."""
+
+        def _bands(self, pixels, on_tile):
+            x = np.pad(pixels * 2 - 1, [(0, 3), (0, 2), (0, 0)])
+            x *= np.linspace(0.5, 0.9, x.shape[1], dtype=np.float32)[:, None]
+            for i, rows in enumerate((slice(0, 40), slice(40, None))):
+                on_tile(i + 1, 2)
+                yield rows.start, x[rows]
+
+    hazy, progress = scene(61, 50), []
+    plain = InTwoBands(restorer.programs, restorer.params, restorer.frozen)
+    flip = dataclasses.replace(plain, ensemble="flip")
+    found = flip.restore_pixels(hazy, 1, lambda *count: progress.append(count))
+
+    def silent(*_):
+        pass
+
+    mirrored = plain.restore_pixels(np.ascontiguousarray(hazy[:, ::-1]), 1, silent)[:, ::-1]
+    expected = plain.restore_pixels(hazy, 1, silent)
+    assert np.abs(mirrored - expected).mean() > 0.01
+    np.testing.assert_array_equal(found, (expected + mirrored) / 2)
+    assert progress == [(i + 1, 4) for i in range(4)]
     with pytest.raises(ValueError, match="ensemble: expected none or flip, found 'rotate'"):
         dataclasses.replace(restorer, ensemble="rotate")
 
 
-def test_maps_are_the_features_of_the_prior(restorer, prior_folder):
+def test_maps_are_what_the_network_is_given(restorer):
     hazy = scene(64, 64)
-    unet, schedule, _ = load_prior(prior_folder)
-    expected = h_space(unet, schedule, (hazy * 2 - 1)[None], jax.random.key(0), HSpaceSpec())
-    for found, map_ in zip(restorer.maps(hazy), expected, strict=True):
-        np.testing.assert_allclose(found, map_[0], atol=1e-5)
+    expected = restorer.programs.see(restorer.frozen, hazy[None] * 2 - 1, jax.random.key(0))
+    for found, h in zip(restorer.maps(hazy), expected, strict=True):
+        np.testing.assert_array_equal(found, h[0])
 
 
 def test_a_large_image_is_looked_at_as_a_whole_at_the_working_size(in_tiles, monkeypatch):
