@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -50,10 +51,11 @@ def test_accelerators_get_no_loops_of_the_cpu(restorer):
 
 def test_a_restorer_that_cannot_leave_sizes_open_says_so():
     class Choosing:
-        multiple, weights, frozen = 32, None, None
+        programs = SimpleNamespace(geometry=SimpleNamespace(common=32))
+        params = frozen = None
 
-        def look(self, weights, frozen, x):
-            return (x if x.shape[1] > 100 else -x), None, None
+        def traced(self, params, frozen, x):
+            return x if x.shape[1] > 100 else -x
 
     with pytest.raises(ValueError, match="give one, for instance --size"):
         export_restorer(Choosing())
@@ -64,7 +66,7 @@ def test_a_restorer_that_cannot_leave_sizes_open_says_so():
     ("flag", "message"),
     [
         ("--size=0x640", "expected HEIGHTxWIDTH"),
-        ("--output=/no/such/folder/file", "in a folder that is there"),
+        ("--output=/no/such/folder/file", "in an existing folder"),
     ],
 )
 def test_bad_flags_are_refused(flag, message):

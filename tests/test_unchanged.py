@@ -105,7 +105,8 @@ def test_the_shipped_prior_gives_the_same_features():
 
 def test_training_and_its_resumed_twin_give_the_same_weights(tmp_path):
     undisturbed = trained(tmp_path / "undisturbed", interrupted=False)
-    assert_unchanged(undisturbed)
+    # Softmax is blind to the bias of K: its gradient is rounding, which Adam brings to the size of a step.
+    assert_unchanged({n: v for n, v in undisturbed.items() if not n.endswith("content.key.bias")})
     resumed = trained(tmp_path / "resumed", interrupted=True)
     for name, value in undisturbed.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)

@@ -99,7 +99,7 @@ def test_a_tile_with_the_whole_s_gates_and_features_is_that_part_of_the_whole(re
         for i, channels in enumerate((3, 6, 6))
     )
     run = nnx.jit(lambda network, x, gates, window: network(x, content, haze, gates=gates, window=window))
-    whole, aux = run(released, hazy, None, None)
+    whole, aux = nnx.jit(lambda network, x: network(x, content, haze))(released, hazy)
     window = (0.0, 0.0, 1.0, 64 / 96)
     tile, _ = run(released, hazy[:, :, :64], aux["gates"], window)
     # 24 px away from the cut the network does not see it.

@@ -82,7 +82,7 @@ def test_damage_to_any_file_of_the_newest_falls_back_with_a_warning(two, tmp_pat
         folder = tmp_path / str(number) / "checkpoints"
         shutil.copytree(two, folder)
         damage(folder / file.relative_to(two))
-        with pytest.warns(UserWarning, match="20 is damaged.*using the one before"):
+        with pytest.warns(UserWarning, match="20 is damaged.*using the previous one"):
             restored = opened(folder)
         assert restored.step == 10 and float(restored.state["params"]["w"][0, 0]) == 10, file
         assert (folder.parent / "damaged" / "20.0").is_dir()
@@ -180,6 +180,8 @@ def test_the_saved_state_is_not_what_later_steps_make_of_its_buffers(tmp_path):
     checkpoints.close()
 
 
+# Orbax's own thread may find its event loop closed after the error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_error_that_names_the_folder_and_what_is_complete(two, tmp_path, caplog):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)

@@ -55,14 +55,14 @@ def test_a_signal_to_one_stops_both_at_the_same_step(runs):
     _, (codes, errors), so_far = runs
     assert codes == [143, 143], errors
     assert "in 2 processes" in errors[0] and "To resume: " in errors[0] and "To resume: " not in errors[1]
-    assert 10 < so_far["train"][-1]["step"] == so_far["saved"] < 20
+    assert 6 < so_far["train"][-1]["step"] == so_far["saved"] < 12
 
 
 def test_they_train_what_one_process_trains_and_one_resumes(tiny, runs, undisturbed):
     workdir = runs[0]
     for what, tolerance in (("loss", 1e-5), ("gradient_norm", 1e-4)):
         two, alone = ([line[what] for line in tiny.lines(run, "train")] for run in (workdir, undisturbed))
-        assert len(two) == len(alone) == 20
+        assert len(two) == len(alone) == 12
         np.testing.assert_allclose(two, alone, rtol=tolerance, err_msg=what)
     two, alone = tiny.trained(workdir), tiny.trained(undisturbed)
     # Adam divides by the root of a tiny second moment, which magnifies the rounding of the first steps.
@@ -72,7 +72,7 @@ def test_they_train_what_one_process_trains_and_one_resumes(tiny, runs, undistur
 
 def test_together_they_score_each_image_once(tiny, runs, undisturbed):
     (two,), alone = runs[2]["validation"], tiny.lines(undisturbed, "validation")[0]
-    assert two["step"] == alone["step"] == 10
+    assert two["step"] == alone["step"] == 6
     # The mean over three images: one scored twice or left out would move it by tenths.
     assert two["psnr"] == pytest.approx(alone["psnr"], rel=1e-5)
     assert two["ssim"] == pytest.approx(alone["ssim"], rel=1e-5)
