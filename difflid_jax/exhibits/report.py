@@ -47,8 +47,8 @@ def page(exhibit: str, budget: str, planned: Sequence[Run], outcomes: Sequence[O
         ours = {row: _values(outcomes, row, column, "psnr") for row in rows(exhibit)}
         for row in rows(exhibit):
             others = [_spread(_values(outcomes, row, column, metric), 3) for metric in METRICS[1:]]
-            paper = published.psnr(exhibit, row, _paper_column(exhibit, column))
-            paper_reference = published.psnr(exhibit, reference, _paper_column(exhibit, column))
+            paper = published.psnr(exhibit, row, _paper_column(column))
+            paper_reference = published.psnr(exhibit, reference, _paper_column(column))
             cells = [
                 row,
                 str(len(ours[row])),
@@ -94,7 +94,7 @@ _LAPTOP_NOTE = (
 )
 
 
-def _paper_column(exhibit: str, column: str) -> str:
+def _paper_column(column: str) -> str:
     """The paper's column that a laptop column stands for."""
     return "sots" if column == "nyu" else column
 

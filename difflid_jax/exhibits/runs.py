@@ -58,7 +58,7 @@ def runs(exhibit: str, budget: str, seeds: int) -> list[Run]:
     for seed in range(seeds):
         for column in columns if budget == "paper" else (_laptop_column(exhibit),):
             for row, flags in changes.items():
-                config, steps = _config(exhibit, budget, column)
+                config, steps = _config(budget, column)
                 options = (f"--config={config}", f"--config.seed={seed}", *flags)
                 found.append(Run(exhibit, row, column, seed, options, steps))
     return found
@@ -82,7 +82,7 @@ def data_flags(run: Run, budget: str, paths: Mapping[str, Sequence[str]]) -> tup
     return flags
 
 
-def _config(exhibit: str, budget: str, column: str) -> tuple[str, int]:
+def _config(budget: str, column: str) -> tuple[str, int]:
     if budget == "paper":
         return column, PAPER_STEPS[column]
     return "lol_v1_laptop" if column == "lol_v1" else "sots_rebuilt", LAPTOP_STEPS[column]

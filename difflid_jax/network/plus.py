@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from difflid_jax.layers.resize import DOUBLED, WHOLE, Window
+from difflid_jax.layers.resize import DOUBLED, WHOLE, Window, resize
 from difflid_jax.network.cim import ContentIntegration
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 
@@ -130,20 +130,9 @@ class WindowedEnhancement(nnx.Module):
 def resize_window(
     maps: Float[Array, "b m n c"], size: tuple[int, int], window: Window | Float[Array, "b 4"] = WHOLE
 ) -> Float[Array, "b h w c"]:
-    """`layers.resize.resize` for enlarging, with one window for all images or one for each."""
-    window = jnp.broadcast_to(jnp.asarray(window, maps.dtype), (maps.shape[0], 4))
-    rows = _bilinear(size[0], maps.shape[1], window[:, 0], window[:, 2])
-    columns = _bilinear(size[1], maps.shape[2], window[:, 1], window[:, 3])
-    tall = jnp.einsum("bhi,bijc->bhjc", rows, maps)
-    return jnp.einsum("bwj,bhjc->bhwc", columns, tall)
-
-
-def _bilinear(size: int, cells: int, start: jax.Array, end: jax.Array) -> jax.Array:
-    """Weights (B,size,cells) of `cells` at `size` positions between `start` and `end` (B,) in [0,1]."""
-    position = (jnp.arange(size, dtype=start.dtype) + 0.5) / size
-    position = (start[:, None] + (end - start)[:, None] * position) * cells - 0.5
-    position = jnp.clip(position, 0, cells - 1)
-    return jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(cells)))
+    """`layers.resize.resize` with one window for all images or one for each."""
+    windows = jnp.broadcast_to(jnp.asarray(window, jnp.float32), (maps.shape[0], 4))
+    return jax.vmap(lambda x, part: resize(x[None], size, part)[0])(maps, windows)
 
 
 class PlusBlock(nnx.Module):
