@@ -13,13 +13,14 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import logging
 import os
 import re
 import shutil
+import sys
 import threading
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int, metric: str = "psnr", highest: bool = True):
         self.folder = Path(folder).absolute()
         self._lock = None
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_quiet_orbax())
+        _quiet_orbax()
         if jax.process_index() == 0:
             self._lock = _claim(self.folder)
             # Orbax would remove these in the background, while the next one is being written.
@@ -136,7 +136,6 @@ class Checkpoints:
         # An error was raised by the save or the wait before.
         with contextlib.suppress(Exception):
             self._manager.close()
-        self._quiet.close()
         if self._lock is not None:
             _lock_of(self.folder).unlink(missing_ok=True)
             os.close(self._lock)
@@ -194,24 +193,27 @@ class Checkpoints:
         seals.write(folder)
 
 
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Keep Orbax and its threads from printing the errors that it also raises where they are handled."""
-    # For good: asyncio logs a failed write of Orbax when its task is collected, which may be much later.
+@functools.cache
+def _quiet_orbax() -> None:
+    """Keep Orbax and its threads from printing the errors that it also raises where they are handled.
+
+    For the rest of the process: a failed write may be reported long after the checkpoints are closed.
+    """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_of_orbax)
+    in_thread, unraisable = threading.excepthook, sys.unraisablehook
 
-    def hook(given) -> None:
+    def thread_hook(given) -> None:
         modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(given.exc_traceback))
         if not any(module.startswith("orbax") for module in modules):
-            before(given)
+            in_thread(given)
 
-    before = threading.excepthook
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
+    def unraisable_hook(given) -> None:
+        # TensorStore tells the event loop of a failed save, which Orbax has closed, that a file is written.
+        if str(given.exc_value) != "Event loop is closed":
+            unraisable(given)
+
+    threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
