@@ -129,8 +129,11 @@ def _score(options: flags.FlagValues, output: Path | None) -> int:
             refuse_existing(path, options.overwrite)
 
     def score(method: "Method"):
+        restores = not options.restored and method.images is None
+        images = method.images or test.images
+
         def once(restore, seed):
-            return evaluate(restore, method.images or test.images, method=method.name, seed=seed, **measures)
+            return evaluate(restore, images, method=method.name, seed=seed, restores=restores, **measures)
 
         if method.with_seed is None:
             return once(method.restore, 0)

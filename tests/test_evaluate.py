@@ -157,7 +157,7 @@ def test_one_method_lies_at_the_top_of_the_json(folders, pairs_flags):
     assert run(*pairs_flags, *arguments) == 0
     written = json.loads(output.read_text())
     assert written["method"] == "identity" and written["protocol"] == "uint8"
-    assert written["mean"].keys() == {"psnr", "ssim"} and len(written["images"]) == 5
+    assert written["mean"].keys() == {"psnr", "ssim", "worse"} and len(written["images"]) == 5
 
 
 def test_weights_bring_their_method_hash_and_size(folders, pairs_flags, peers):

