@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	    --method=identity,dark_channel_prior,difflid
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=10
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
-# Most of a test's time is compilation: its programs are small and run once or twice. The programs that tests
-# start inherit both settings.
+# Most of a test's time is compilation: its programs are small and run once or twice, most of them in several
+# processes. The programs that tests start inherit all settings.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -37,6 +38,27 @@ def pytest_configure(config: pytest.Config) -> None:
         "jax_persistent_cache_min_compile_time_secs",
         float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
     )
+
+
+# Files with few but long tests: a worker that began with one of them at the end would keep the other waiting.
+LONG = (
+    "test_processes.py",
+    "test_train.py",
+    "test_parallel.py",
+    "test_unchanged.py",
+    "test_pretrain.py",
+    "test_export.py",
+    "test_openai_ddpm.py",
+    "test_difflid.py",
+    "test_reach.py",
+    "test_study.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, then those with many tests; the Makefile keeps xdist from reordering them."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONG, -tests[item.path], str(item.path)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

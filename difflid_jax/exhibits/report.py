@@ -1,15 +1,14 @@
 """Scores of the runs of an exhibit, collected into a Markdown page, a CSV and, for Fig. 8, a plot."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from difflid_jax.atomic import atomic_write, write_text
+from difflid_jax.atomic import write_text
 from difflid_jax.exhibits import published
-from difflid_jax.exhibits.runs import Run, rows
+from difflid_jax.exhibits.files import new_figure, save_figure, write_csv
+from difflid_jax.exhibits.runs import Run, reference, rows
 from difflid_jax.weights import store
 
 METRICS = ("psnr", "ssim", "lpips")
@@ -43,18 +42,18 @@ def page(exhibit: str, budget: str, planned: Sequence[Run], outcomes: Sequence[O
     columns = list(dict.fromkeys(run.column for run in planned))
     for column in columns:
         lines += [f"## {column}", "", _HEADER, _RULE]
-        reference = rows(exhibit)[-1]
+        best = reference(exhibit)
         ours = {row: _values(outcomes, row, column, "psnr") for row in rows(exhibit)}
         for row in rows(exhibit):
             others = [_spread(_values(outcomes, row, column, metric), 3) for metric in METRICS[1:]]
             paper = published.psnr(exhibit, row, _paper_column(column))
-            paper_reference = published.psnr(exhibit, reference, _paper_column(column))
+            paper_reference = published.psnr(exhibit, best, _paper_column(column))
             cells = [
                 row,
                 str(len(ours[row])),
                 _spread(ours[row], 2),
                 *others,
-                _difference(_mean(ours[row]), _mean(ours[reference])),
+                _difference(_mean(ours[row]), _mean(ours[best])),
                 "" if paper is None else f"{paper:.2f}",
                 _difference(paper, paper_reference),
             ]
@@ -74,19 +73,19 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{exhibit}.md"
     write_text(path, page(exhibit, budget, planned, outcomes))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["exhibit", "budget", "column", "row", "seed", *METRICS, "sha256"])
-    for outcome in outcomes:
-        run, scores = outcome.run, [outcome.scores.get(metric, "") for metric in METRICS]
-        table.writerow([exhibit, budget, run.column, run.row, run.seed, *scores, outcome.sha256])
-    write_text(folder / f"{exhibit}.csv", text.getvalue())
+    lines = [
+        (exhibit, budget, run.column, run.row, run.seed, *map(outcome.scores.get, METRICS), outcome.sha256)
+        for outcome in outcomes
+        for run in (outcome.run,)
+    ]
+    header = ["exhibit", "budget", "column", "row", "seed", *METRICS, "sha256"]
+    write_csv(folder / f"{exhibit}.csv", header, lines)
     if exhibit == "figure8" and outcomes:
         _plot(folder / "figure8.png", outcomes)
     return path
 
 
-_HEADER = "| row | seeds | PSNR, dB | SSIM | LPIPS | to the last row | paper, dB | to its last row |"
+_HEADER = "| row | seeds | PSNR, dB | SSIM | LPIPS | to the full network | paper, dB | to its own |"
 _RULE = "|---|---:|---:|---:|---:|---:|---:|---:|"
 _LAPTOP_NOTE = (
     "The paper's numbers are for its own data, prior and 8.63 M parameters; at laptop scale only the "
@@ -125,12 +124,8 @@ def _difference(value: float | None, reference: float | None) -> str:
 
 def _plot(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Fig. 8: PSNR over t1 with t2 = 500, and over t2 with t1 = 0."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
+    figure = new_figure(8, 3)
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, name, fixed, other in ((axes[0], "t₁", 1, 500), (axes[1], "t₂", 0, 0)):
         points: dict[int, list[float]] = {}
         for outcome in outcomes:
@@ -142,6 +137,4 @@ def _plot(path: Path, outcomes: Sequence[Outcome]) -> None:
         axis.set_xlabel(f"{name}  (other: {other})")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("PSNR, dB")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path, dpi=120)

@@ -111,7 +111,7 @@ def draw_pairs(folder: Path, count: int, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(drawn, tmp_path_factory) -> Tiny:
-    """The experiment, with one compilation cache for all its runs."""
+    """The experiment's files."""
     folder = tmp_path_factory.mktemp("tiny")
     unet = drawn(lambda: UNet(PRIOR, part="encoder", rngs=nnx.Rngs(0)))
     store.save(folder / "prior", "unet", store.tensors_of(unet), PRIOR.to_dict())
@@ -121,13 +121,7 @@ def tiny(drawn, tmp_path_factory) -> Tiny:
     config.write_text(
         CONFIG.format(prior=folder / "prior", train=folder / "train", validation=folder / "validation")
     )
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return Tiny(config, folder / "prior", environment)
+    return Tiny(config, folder / "prior", os.environ | {"JAX_PLATFORMS": "cpu"})
 
 
 @pytest.fixture(scope="session")

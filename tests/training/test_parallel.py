@@ -75,9 +75,8 @@ print(json.dumps(measured))
 
 @pytest.fixture(scope="module")
 def measured(tiny, tmp_path_factory):
-    environment = tiny.environment | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    }
+    eight = f"--xla_force_host_platform_device_count=8 {tiny.environment['XLA_FLAGS']}"
+    environment = tiny.environment | {"XLA_FLAGS": eight}
     folder = tmp_path_factory.mktemp("mesh") / "checkpoints"
     command = [sys.executable, "-c", PROGRAM, str(tiny.prior), str(folder)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

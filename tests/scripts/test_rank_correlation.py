@@ -1,0 +1,27 @@
+"""Probes and trained PSNR are matched by what varies, and correlated by rank."""
+
+import pytest
+
+from scripts import rank_correlation
+
+PROBE = "weights,layer,t,accuracy,beta_r2,airlight_r2,retrieval,ratio\n"
+
+
+def test_ranks_are_compared_at_the_timestep_that_varies(tmp_path):
+    probe, runs = tmp_path / "probe.csv", tmp_path / "figure8.csv"
+    times, accuracy = (0, 100, 300, 500), (0.6, 0.7, 0.9, 0.8)
+    lines = [f"prior,middle,{t},{a},,,0.5,1" for t, a in zip(times, accuracy, strict=True)]
+    lines += [f"random weights,middle,{t},0.5,,,0.5,1" for t in times]
+    probe.write_text(PROBE + "\n".join(lines) + "\n")
+    # t₂ at t₁ = 0: 100 < 300 with two seeds, and 500 between them, as the accuracies.
+    rows = [("0,100", 20), ("0,300", 24), ("0,300", 22), ("0,500", 21), ("100,500", 20), ("300,500", 19)]
+    runs.write_text("exhibit,row,psnr\n" + "".join(f'figure8,"{row}",{psnr}\n' for row, psnr in rows))
+
+    exhibit, psnr = rank_correlation.read_psnr(runs)
+    assert exhibit == "figure8" and psnr["0,300"] == 23
+    found = rank_correlation.series(exhibit, psnr, {})
+    lines = rank_correlation.table(rank_correlation.read_probe(probe), found).splitlines()
+    assert lines[2].startswith("| t₁ | 3 | -1.000 | – |")  # 0 > 100 > 300 in dB, the reverse in accuracy
+    assert lines[3].startswith("| t₂ | 3 | 1.000 | – |")
+    with pytest.raises(ValueError, match="no probe at .*'middle', 999"):
+        rank_correlation.table({}, iter([("t₂", [(("middle", 999), 20.0)])]))
