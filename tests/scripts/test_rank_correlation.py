@@ -23,5 +23,5 @@ def test_ranks_are_compared_at_the_timestep_that_varies(tmp_path):
     lines = rank_correlation.table(rank_correlation.read_probe(probe), found).splitlines()
     assert lines[2].startswith("| t₁ | 3 | -1.000 | – |")  # 0 > 100 > 300 in dB, the reverse in accuracy
     assert lines[3].startswith("| t₂ | 3 | 1.000 | – |")
-    with pytest.raises(ValueError, match="no probe at .*'middle', 999"):
+    with pytest.raises(ValueError, match=r"no probe at .*'middle', 999"):
         rank_correlation.table({}, iter([("t₂", [(("middle", 999), 20.0)])]))
