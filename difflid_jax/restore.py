@@ -1,14 +1,15 @@
 """Restore hazy photographs: JPEG, PNG, WebP, TIFF and BMP of any size, with their metadata.
 
-    python -m difflid_jax.restore photo.jpg holiday/ --output=clear
+    python -m difflid_jax.restore photo.jpg holiday/
     python -m difflid_jax.restore photo.jpg --output=clear --weights=runs/its --strength=0.8 --compare
 
-Writes clear/photo.jpg and so on with the same name, format, size, bit depth, metadata, colour profile and
-orientation (docs/files.md has the details). Of a folder, the photographs directly in it are taken. --compare
-also writes clear/photo.compare.png, which shows the image before and after (photo.jpg.compare.png if a
-photo.png is restored, too). Inputs are never changed; existing outputs are replaced only with --overwrite. A
-file that cannot be restored is reported and the others go on; the exit status is then 1. It is 2 if nothing
-was started.
+Writes restored/photo.jpg (or clear/photo.jpg) and so on with the same name, format, size, bit depth,
+metadata, colour profile and orientation (docs/files.md has the details). Of a folder, the photographs
+directly in it are taken. They are restored one after the other, as each keeps all cores, or the GPU, busy.
+--compare also writes clear/photo.compare.png, which shows the image before and after (photo.jpg.compare.png
+if a photo.png is restored, too). Inputs are never changed; existing outputs are replaced only with
+--overwrite. A file that cannot be restored is reported and the others go on; the exit status is then 1. It is
+2 if nothing was started.
 """
 
 import sys
@@ -24,7 +25,7 @@ from difflid_jax.images.photos import MAX_PIXELS
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the program's flags."""
-    define_path("output", "", "Folder for the restored photographs; created if missing.", values)
+    define_path("output", "restored", "Folder for the restored photographs; created if missing.", values)
     define_path("weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.", values)
     define_path("prior", "", "Frozen model, if not the one that the restorer's metadata name.", values)
     flags.DEFINE_string(
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
     options = flags.FLAGS
     if len(argv) < 2 or not options.output:
-        raise UsageError("give photographs or folders of photographs, and --output FOLDER")
+        raise UsageError("give photographs or folders of photographs to restore into --output")
     tile, strength = checked_tile(options.tile), checked_strength(options.strength)
     output = Path(options.output)
     jobs = plan(argv[1:], output, compare=options.compare)

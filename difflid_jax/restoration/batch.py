@@ -39,8 +39,8 @@ class Job:
 def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> list[Job]:
     """The jobs for the files and folders in `arguments`; of a folder, the photographs directly in it.
 
-    Raises: UsageError if nothing should start: no photographs, an output folder that is a file or lies in a
-    folder of inputs, two inputs that would become one output, an output that would overwrite an input.
+    Raises: UsageError if nothing should start: no photographs, an output folder that is a file, two inputs
+    that would become one output, an output that would overwrite an input.
     """
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output}: expected a folder, found a file")
@@ -49,10 +49,6 @@ def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> li
         if not argument.is_dir():
             sources[argument] = None
             continue
-        if output.resolve().is_relative_to(argument.resolve()):
-            raise UsageError(
-                f"--output {output}: lies in {argument}, the folder of photographs to restore; name another"
-            )
         found = sorted(filter(_is_photograph, _files(argument)))
         if not found:
             raise UsageError(f"{argument}: no photograph in it ({', '.join(sorted(EXTENSIONS))})")

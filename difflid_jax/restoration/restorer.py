@@ -10,6 +10,7 @@ then restored in tiles with these, so that tiles agree, and the cost grows with 
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -229,9 +230,9 @@ class Restorer:
 
 
 def checked_strength(strength: float) -> float:
-    """Raises ValueError unless it is from 0 to 1."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength: expected 0 (the input) to 1 (the restored image), found {strength}")
+    """Raises ValueError unless it is a number from 0 to 1."""
+    if not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
+        raise ValueError(f"strength: expected 0 (the input) to 1 (the restored image), found {strength!r}")
     return float(strength)
 
 

@@ -82,7 +82,7 @@ def test_strength_goes_from_the_input_to_the_restored_image(restorer):
     full, half = restorer(hazy), restorer(hazy, strength=0.5)
     np.testing.assert_array_equal(restorer(hazy, strength=0), hazy)
     np.testing.assert_allclose(half, (full + hazy) / 2, atol=1e-6)
-    for bad in (-0.1, 1.1, float("nan")):
+    for bad in (-0.1, 1.1, float("nan"), "0.5"):
         with pytest.raises(ValueError, match="strength"):
             restorer(hazy, strength=bad)
 
