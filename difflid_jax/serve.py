@@ -3,10 +3,10 @@
     difflid serve
     python -m difflid_jax.serve --weights=runs/its --port=8000
 
-Prints the page's address. The page shows each photograph before and after, at any strength, and what the
-network is given of it; downloads have the same name, format, size, bit depth and metadata, as with
-`restore`. Only this machine can open the page, nothing is written to disk, and nothing is fetched from the
-internet. Ctrl+C ends it. Needs the extra `web`: pip install 'difflid_jax[web]'.
+Prints the page's address. The page shows each photograph before and after, at any strength, and the features
+that the network reads; downloads have the same name, format, size, bit depth and metadata, as with `restore`.
+Only this machine can open the page, nothing is written to disk, and nothing is fetched from the internet.
+Ctrl+C ends it. Needs the extra `web`: pip install 'difflid_jax[web]'.
 """
 
 import importlib.util
