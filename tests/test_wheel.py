@@ -77,6 +77,7 @@ def test_the_command_restores_and_finds_configs_outside_the_repository(installed
     Image.fromarray(np.full((32, 48, 3), 200, np.uint8)).save(hazy)
     found = difflid(installed, tmp_path, "restore", "photo.png", "--output=clear")
     assert found.returncode == 0, found.stderr
-    assert Image.open(tmp_path / "clear" / "photo.png").size == (48, 32)
+    with Image.open(tmp_path / "clear" / "photo.png") as clear:
+        assert clear.size == (48, 32)
     found = difflid(installed, tmp_path, "train", "--config=table2:sots,full", "--workdir=run")
     assert found.returncode == 2 and "config.data.train" in found.stderr

@@ -195,6 +195,8 @@ def test_help_does_not_wait_for_jax_and_arguments_are_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_the_program_serves_until_it_is_interrupted():
+    # A background job of a shell ignores it, and hands that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, "-m", "difflid_jax.serve", "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         address = program.stdout.readline().split()[0]
