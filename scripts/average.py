@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from difflid_jax.cli import UsageError, refuse_existing, run
+from difflid_jax.cli import UsageError, define_path, refuse_existing, run
 from difflid_jax.weights import store
 
 
@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("before", "", "Weights that the run started from.")
-    flags.DEFINE_string("after", "", "Weights written by the run.")
+    define_path("before", "", "Weights that the run started from.")
+    define_path("after", "", "Weights written by the run.")
     flags.DEFINE_float("share", 0.5, "Weight of --after, from 0 to 1.", lower_bound=0.0, upper_bound=1.0)
-    flags.DEFINE_string("output", "", "Folder for the averaged weights.")
+    define_path("output", "", "Folder for the averaged weights.")
     run(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, define_path, run
 from difflid_jax.training.log import METRICS
 
 Curve = dict[int, float]  # step → score
@@ -95,5 +95,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_multi_string("run", [], "LABEL=WORKDIR; may be given several times.")
     flags.DEFINE_string("metric", "psnr", "Which score of the evaluations.")
-    flags.DEFINE_string("output", "", "NAME of the files NAME.png and NAME.md.")
+    define_path("output", "", "NAME of the files NAME.png and NAME.md.")
     run(main)

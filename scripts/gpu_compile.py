@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, define_path, run
 from difflid_jax.config import experiment as experiments
 from difflid_jax.config.experiment import Experiment
 from difflid_jax.diffusion.presets import PRESETS
@@ -163,5 +163,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 0, "Crops per step over all devices; 0: as configured.", lower_bound=0)
     flags.DEFINE_integer("crop", 0, "Side of a crop in pixels; 0: as configured.", lower_bound=0)
     flags.DEFINE_enum("target", "h100", sorted(p.stem for p in _TARGETS.glob("*.txtpb")), "The GPU.")
-    flags.DEFINE_string("hlo", "", "Also write the compiled program to this file.")
+    define_path("hlo", "", "Also write the compiled program to this file.")
     run(main)

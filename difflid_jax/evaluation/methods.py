@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from difflid_jax.baselines.load import NETWORKS, WITHOUT_WEIGHTS, Baseline, load_baseline
+from difflid_jax.cli import expand_home
 from difflid_jax.restoration.loading import load_restorer
 from difflid_jax.weights import store
 
@@ -107,6 +108,7 @@ def _label_and_folder(given: str) -> tuple[str, str]:
     label, equals, folder = given.partition("=")
     if not equals or Path(given).exists():
         label, folder = "", given
+    folder = expand_home(folder)
     of_a_run = Path(folder) / "weights"
     if (of_a_run / store.FILE).is_file() and not (Path(folder) / store.FILE).is_file():
         folder = str(of_a_run)
