@@ -37,7 +37,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define_path("resnet50", "", "Weights folder of ResNet-50, for table3.", flag_values=values)
     flags.DEFINE_string("layer_e", "", "Index of table3's encoder block.", flag_values=values)
     flags.DEFINE_string("layer_d", "", "Index of table3's decoder block.", flag_values=values)
-    flags.DEFINE_list("rows", [], "Only these rows.", flag_values=values)
+    flags.DEFINE_list("rows", [], "Only these rows; of figure8: T1_T2,….", flag_values=values)
     flags.DEFINE_integer("seeds", 1, "Seeds per row.", lower_bound=1, flag_values=values)
     define_path("workdir", "runs/reproduce", "Folder of all runs.", flag_values=values)
     define_path("output", "", "Folder of the results (default: --workdir).", flag_values=values)
@@ -109,10 +109,10 @@ def _hours(planned: Sequence[Run], options: flags.FlagValues) -> float:
 
 
 def _chosen(planned: list[Run], rows: Sequence[str]) -> list[Run]:
-    names = {item.row for item in planned}
+    names = {item.row.replace(",", "_") for item in planned}
     if unknown := sorted({*rows} - names):
         raise UsageError(f"--rows: expected some of {', '.join(sorted(names))}, found {', '.join(unknown)}")
-    return [item for item in planned if not rows or item.row in rows]
+    return [item for item in planned if not rows or item.row.replace(",", "_") in rows]
 
 
 def _command(item: Run, workdir: Path, options: flags.FlagValues) -> list[str]:

@@ -68,6 +68,8 @@ def test_what_is_missing_is_named_before_anything_is_run(tmp_path):
         reproduce._command(resnet, tmp_path, options("--data=nyu=N"))
     with pytest.raises(UsageError, match="--rows: expected some of"):
         reproduce._chosen(runs("table2", "laptop", 1), ["half"])
+    (point,) = reproduce._chosen(runs("figure8", "laptop", 1), options("--rows=0_300").rows)
+    assert point.row == "0,300"
 
 
 def test_the_page_gives_ours_the_papers_and_the_differences(tmp_path):
