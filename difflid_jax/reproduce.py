@@ -7,7 +7,7 @@
 `laptop` trains the rows at a size that one CPU core trains in minutes (configs/sots_rebuilt.py, NYU ids
 1–1299, scored on ids 1300–1399; configs/lol_v1_laptop.py for table4). `paper` trains the paper's configs.
 Every run is a workdir of `train` below --workdir: the same command resumes an interrupted study, finished
-runs are kept, and the page is written anew after each of them. --dry_run lists the runs.
+runs are kept, and the page is rewritten after each of them. --dry_run lists the runs.
 
 Written into --output: EXHIBIT.md with ours over the seeds, the paper's and the differences, EXHIBIT.csv with
 every run and the SHA-256 of its weights, and for figure8 a plot. figure1, figure2 and figure7 are made by

@@ -224,7 +224,7 @@ def _damaged_inside(path):
      _saved("RGB", (45, 40)), _bomb, lambda path: path.write_bytes(b"")],
     ids=["text", "damaged", "16-bit", "palette", "CMYK", "transparent", "9×9", "other size", "bomb", "empty"],
 )  # fmt: skip
-def test_a_image_that_cannot_be_scored_is_named(spoil, folders, pairs_flags):
+def test_an_image_that_cannot_be_scored_is_named(spoil, folders, pairs_flags):
     spoil(folders / "hazy" / "2_1.png")
     with pytest.raises(ValueError, match=r"2_1\.png"):
         run(*pairs_flags, "--method=identity", "--lpips=none")

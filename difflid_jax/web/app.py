@@ -151,7 +151,7 @@ class _Gone(Exception):
 
 
 async def _parts(worker: ThreadPoolExecutor, work: Callable[[Tell], None]) -> AsyncIterator[bytes]:
-    """What `work` tells, as it is told; it runs in the worker's thread and ends if the client has gone."""
+    """The events of `work` as they come; it runs in the worker's thread and ends if the client has gone."""
     loop, queue, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
     def tell(part: str, body: bytes = b"", **fields: Any) -> None:

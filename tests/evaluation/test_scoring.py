@@ -110,7 +110,7 @@ def test_an_error_in_one_process_is_the_error_of_all(gathered):
     assert all(isinstance(outcome, ValueError) and "image_" in str(outcome) for outcome in outcomes)
 
 
-def test_a_image_scored_twice_or_never_is_no_result(monkeypatch):
+def test_an_image_scored_twice_or_never_is_no_result(monkeypatch):
     def twice(mine):
         return [mine, mine]
 
@@ -137,7 +137,7 @@ def test_what_is_no_restored_image_is_named(restore, said):
         evaluate(restore, Images(), method="m", progress=False)
 
 
-def test_a_image_that_takes_too_much_memory_is_named():
+def test_an_image_that_takes_too_much_memory_is_named():
     def exhausts(hazy):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 

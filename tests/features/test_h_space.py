@@ -47,7 +47,7 @@ def test_noise_at_zero_is_the_releases_way(unet, x):
     assert 0 < float(jnp.abs(noisy - quiet).max()) < 1
 
 
-def test_a_images_features_do_not_depend_on_its_batch(unet, x):
+def test_an_images_features_do_not_depend_on_its_batch(unet, x):
     alone = h_space(unet, SCHEDULE, x[:1], KEY, HSpaceSpec())
     together = h_space(unet, SCHEDULE, x, KEY, HSpaceSpec())
     for a, b in zip(alone, together, strict=True):

@@ -78,7 +78,7 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, orientation):
     np.testing.assert_array_equal(shown[corner[orientation]], np.asarray(stored)[0, 0])
 
 
-def test_a_image_whose_exif_is_broken_is_read_as_it_is_stored(tmp_path):
+def test_an_image_whose_exif_is_broken_is_read_as_it_is_stored(tmp_path):
     image = Image.fromarray(photo(24, 40))
     # Neither II nor MM.
     image.save(tmp_path / "a.jpg", dpi=(72, 72), exif=b"Exif\0\0XX\0*\0\0\0\x08" + bytes(20))
@@ -100,7 +100,7 @@ def bad_images(folder):
         "truncated.png": data[: len(data) // 2],
         "truncated.jpg": (folder / "good.jpg").read_bytes()[:-200],
         "broken.png": bytes(flipped),
-        "text.png": b"hazy but not a image\n",
+        "text.png": b"hazy but not an image\n",
         "empty.png": b"",
         "zero.png": raw_png(0, 5, 8, 2, b""),
         "bomb.png": raw_png(60_000, 60_000, 8, 2, b"\0" * 100),

@@ -97,7 +97,7 @@ def test_gt_mean_scales_to_the_brightness_of_the_ground_truth(restored, clean):
     clamped = np.clip(restored, 0, 1)
     scaled = np.clip(clamped * (clean @ weights).mean() / (clamped @ weights).mean(), 0, 1)
     assert_scores(measure(restored, clean, "gt_mean"), fidelity(scaled, clean))
-    # A image that is only too dark scores as the ground truth itself.
+    # An image that is only too dark scores as the ground truth itself.
     assert float(measure(0.5 * clean, clean, "gt_mean")["psnr"][0]) > 100
 
 
