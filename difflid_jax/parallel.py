@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src.distributed import global_state  # JAX has no public access to its key-value store
 from jax.experimental import multihost_utils
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from difflid_jax.cli import UsageError, one_line
@@ -202,18 +204,25 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda array: _put(array, replicated(mesh)), tree)
 
 
-def frozen_sharding(mesh: Mesh, array: Any, *, fsdp: bool) -> NamedSharding:
-    """Of an array of the frozen network: on every device, or split along its longest divisible axis."""
+def frozen_format(mesh: Mesh, array: Any, *, fsdp: bool) -> Format:
+    """Of an array of the frozen network: on every device, or split along its longest divisible axis.
+
+    On GPUs the kernels of bfloat16 convolutions lie in memory as cuDNN reads them, output channels first;
+    every step would transpose them.
+    """
     axes = [axis for axis, length in enumerate(array.shape) if length and length % mesh.size == 0]
-    if not fsdp or not axes:
-        return replicated(mesh)
-    longest = max(axes, key=lambda axis: array.shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+    sharding = replicated(mesh)
+    if fsdp and axes:
+        longest = max(axes, key=lambda axis: array.shape[axis])
+        sharding = NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    is_kernel = array.ndim == 4 and array.dtype == jnp.bfloat16
+    return Format(Layout((3, 0, 1, 2)) if on_gpu and is_kernel else None, sharding)
 
 
 def place_frozen(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
-    """The frozen network on the devices of `mesh`, as `frozen_sharding` says."""
-    return jax.tree.map(lambda array: _put(array, frozen_sharding(mesh, array, fsdp=fsdp)), tree)
+    """The frozen network on the devices of `mesh`, as `frozen_format` says."""
+    return jax.tree.map(lambda array: _put(array, frozen_format(mesh, array, fsdp=fsdp)), tree)
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
@@ -254,7 +263,7 @@ def bytes_of_all_processes(mine: bytes) -> list[bytes]:
     return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]
 
 
-def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+def _put(array: Any, sharding: NamedSharding | Format) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
     host = np.asarray(array)

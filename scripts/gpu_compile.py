@@ -92,7 +92,7 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
     step = make_step(restoration_loss(graph, features), optimizer)
     lowered = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(
         shaped(state, lambda x: replicated),
-        shaped(frozen, lambda x: parallel.frozen_sharding(mesh, x, fsdp=experiment.fsdp)),
+        shaped(frozen, lambda x: parallel.frozen_format(mesh, x, fsdp=experiment.fsdp)),
         shaped({"hazy": batch, "clean": batch}, lambda x: parallel.batch_sharded(mesh)),
     )
     return lowered.compile()

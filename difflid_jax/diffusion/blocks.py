@@ -59,13 +59,30 @@ def linear(inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nn
     return nnx.Linear(inputs, outputs, kernel_init=_uniform_fan_in, dtype=dtype, rngs=rngs)
 
 
-def group_norm(channels: int, *, of: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
+class GroupNorm(nnx.GroupNorm):
+    """Group norm that, if `use_fast_variance`, takes four kernels on a GPU instead of eight."""
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        if not self.use_fast_variance:
+            return super().__call__(x)
+        x = x.astype(jnp.float32)
+        # Both sums in one, of complex numbers.
+        grouped = jax.lax.complex(x, jnp.square(x)).reshape(*x.shape[:3], self.num_groups, -1)
+        means = grouped.mean((1, 2, 4))[..., None]
+        mean, square = jnp.real(means), jnp.imag(means)
+        rate = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
+        scale, bias = (param[...].reshape(self.num_groups, -1) for param in (self.scale, self.bias))
+        scale, bias = scale * rate, bias - mean * scale * rate
+        return x * scale.reshape(len(x), 1, 1, -1) + bias.reshape(len(x), 1, 1, -1)
+
+
+def group_norm(channels: int, *, of: DTypeLike, rngs: nnx.Rngs) -> GroupNorm:
     """32 groups, eps 1e-5, computed and returned in float32, for inputs of dtype `of`.
 
     The variance of bfloat16 inputs is E[x²] − E[x]², which reads them once. Its error in float32 is far below
     that of the inputs, which have 8 bits.
     """
-    return nnx.GroupNorm(
+    return GroupNorm(
         channels,
         num_groups=GROUPS,
         epsilon=1e-5,

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
@@ -24,7 +26,6 @@ def convolve(
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-@cpu.on_cpu(convolution.convolve_joined)
 def convolve_joined(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "1 1 c d"],
@@ -32,8 +33,9 @@ def convolve_joined(
     padding: Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b h w d"]:
-    """`convolve` by 1×1 of two maps of the same width that were concatenated."""
-    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    """1×1 convolution of two concatenated maps: the sum of two, for which the compiler joins nothing."""
+    halves = zip(jnp.split(x, 2, axis=-1), jnp.split(kernel, 2, axis=2), strict=True)
+    return sum(lax.conv_general_dilated(x, half, strides, padding, **options) for x, half in halves)
 
 
 class UpConv(nnx.Conv):
@@ -41,4 +43,5 @@ class UpConv(nnx.Conv):
 
     @cpu.on_cpu(convolution.convolve_doubled)
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        return super().__call__(enlarge_twice(x))
+        # Gradients enlarge x again: the enlarged map takes four times the memory.
+        return jax.checkpoint(lambda x: super(UpConv, self).__call__(enlarge_twice(x)))(x)

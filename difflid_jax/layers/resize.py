@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 # lies beyond 0 and 1 is padding.
 Window = Sequence[SupportsFloat]
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+_FEW = 8  # rows or columns up to which `enlarge` takes a sum
 
 # Weights of pixels i − 1, i, i + 1 (last axis) in what tap 0, 1, 2 (middle axis) of a 3×3 convolution reads
 # for pixels 2i, 2i + 1 (first axis) of a map enlarged twice.
@@ -34,6 +35,21 @@ def resize(
     rows, columns = (weights.astype(x.dtype) for weights, _ in bilinear_weights(size, x.shape[1:3], window))
     tall = jnp.einsum("hi,bijc->bhjc", rows, x, precision="highest")
     return jnp.einsum("wj,bhjc->bhwc", columns, tall, precision="highest")
+
+
+def enlarge(
+    x: Float[Array, "b m n c"], size: Sequence[int], window: Window = WHOLE
+) -> Float[Array, "b h w c"]:
+    """As `resize`; of a map of few rows and columns by a sum, which an accelerator computes where it is used.
+
+    Matrix products would write the large map, and with other orders of axes.
+    """
+    few = all(isinstance(length, int) and length <= _FEW for length in x.shape[1:3])
+    if not few:
+        return resize(x, size, window)
+    rows, columns = (weights.astype(x.dtype) for weights, _ in bilinear_weights(size, x.shape[1:3], window))
+    tall = sum(rows[:, i, None, None] * x[:, i, None] for i in range(x.shape[1]))
+    return sum(columns[:, j, None] * tall[:, :, j, None] for j in range(x.shape[2]))
 
 
 def enlarge_twice(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

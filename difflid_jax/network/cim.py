@@ -4,6 +4,7 @@ h' = W_c h,  Q = W_Q F,  K = W_K h',  V = W_V h'
 F' = W_O · Softmax(QKᵀ/√d) V + F
 """
 
+import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -30,5 +31,11 @@ class ContentIntegration(nnx.Module):
     @on_cpu(content_integration)
     def __call__(self, f: Float[Array, "b h w c"], h: Float[Array, "b m n d"]) -> Float[Array, "b h w c"]:
         h = self.compress(h)
-        q, k, v = self.query(f), self.key(h), self.value(h)
-        return self.out(attention(q, k, v, heads=self.heads)) + f
+        k, v = self.key(h), self.value(h)
+
+        # Gradients compute Q and the scores again, which take more memory than F.
+        @jax.checkpoint
+        def attend(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention(self.query(f), k, v, heads=self.heads)
+
+        return self.out(attend(f, k, v)) + f

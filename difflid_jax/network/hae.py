@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from difflid_jax.layers.cpu import on_cpu
 from difflid_jax.layers.cpu.modulation import haze_aware_enhancement
-from difflid_jax.layers.resize import WHOLE, Window, average, resize
+from difflid_jax.layers.resize import WHOLE, Window, average, enlarge
 
 
 class HazeAwareEnhancement(nnx.Module):
@@ -38,7 +38,7 @@ class HazeAwareEnhancement(nnx.Module):
         `window`: the part of h's image that f covers. What lies beyond the image is padding: it is modulated
         as the image's edge and not pooled. `gate` replaces the one pooled from this f (tiles).
         """
-        gamma, beta = (resize(x, f.shape[1:3], window) for x in (self.scale(h), self.shift(h)))
+        gamma, beta = (enlarge(x, f.shape[1:3], window) for x in (self.scale(h), self.shift(h)))
         f_m = gamma * f + beta
         if gate is None:
             gate = nnx.sigmoid(self.gate(average(f_m, window)))

@@ -23,9 +23,10 @@ def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
     def loss(params, frozen, batch, key):
         hazy, clean = signed(batch["hazy"]), signed(batch["clean"])
         whole = signed(batch["view"]) if "view" in batch else hazy
-        h_content, h_haze = features(frozen, whole, key)
+        # The network waits for the features: its maps would add to the larger ones of the U-Net in memory.
+        hazy, *maps = jax.lax.optimization_barrier((hazy, *features(frozen, whole, key)))
         window = {"window": batch["window"]} if "window" in batch else {}
-        restored, _ = nnx.merge(network, params)(hazy, h_content, h_haze, **window)
+        restored, _ = nnx.merge(network, params)(hazy, *maps, **window)
         restored = restored.astype(jnp.float32)
         # Image by image first: the sum is the same however the batch is split over devices.
         errors = jnp.mean(jnp.abs(restored - clean), axis=(1, 2, 3))

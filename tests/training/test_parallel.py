@@ -16,6 +16,7 @@ PROGRAM = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 from pathlib import Path
 from difflid_jax.features.build import build_features
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
@@ -38,6 +39,9 @@ def one_step(count, fsdp):
     mesh = parallel.make_mesh(jax.devices()[:count])
     state = parallel.replicate(mesh, initial_state(params, optimizer, seed=3))
     frozen = parallel.place_frozen(mesh, features.frozen, fsdp=fsdp)
+    if fsdp:  # and the kernels as they lie on a GPU
+        gpu = lambda a: jax.device_put(a, Format(Layout((3, 0, 1, 2)), a.sharding)) if a.ndim == 4 else a
+        frozen = jax.tree.map(gpu, frozen)
     split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(frozen))
     apply = lambda frozen, x, key: features.apply(parallel.gathered(mesh, frozen), x, key)
     everywhere = parallel.replicated(mesh)

@@ -83,18 +83,6 @@ def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return sum(y[:, tap : tap + height, :, tap] for tap in range(3)).astype(x.dtype)
 
 
-def convolve_joined(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "1 1 c d"],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **options: Any,
-) -> Float[Array, "b h w d"]:
-    """1×1 convolution of two concatenated maps: the sum of two, for which the compiler joins nothing."""
-    halves = zip(jnp.split(x, 2, axis=-1), jnp.split(kernel, 2, axis=2), strict=True)
-    return sum(lax.conv_general_dilated(x, half, strides, padding, **options) for x, half in halves)
-
-
 def convolve_doubled(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
     """`UpConv.__call__` of `conv`, 3×3: bilinear ×2, then the convolution, in 0.3 to 0.5 of the time.
 
