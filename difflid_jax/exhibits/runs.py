@@ -69,8 +69,8 @@ def runs(exhibit: str, budget: str, seeds: int) -> list[Run]:
     return found
 
 
-# Table 3 names no layers. Paper budget: see configs/table3.py; laptop: one level finer than the h-space, because
-# the encoder's last block is the h-space's direct input.
+# Table 3 names no layers. paper: see configs/table3.py; laptop: one level finer than the h-space, because the
+# encoder's last block is its direct input.
 LAYERS = {"paper": {"layer_e": "17", "layer_d": "1"}, "laptop": {"layer_e": "7", "layer_d": "2"}}
 
 
