@@ -1,6 +1,7 @@
 """`jax.jit` for functions that are called with arrays of ever new sizes."""
 
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ def bounded_jit(
     JAX itself keeps every program until the process ends.
     """
     programs: OrderedDict[tuple, Callable] = OrderedDict()
+    lock = threading.Lock()
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
@@ -27,14 +29,18 @@ def bounded_jit(
         leaves, tree = jax.tree.flatten(arrays)
         sizes = tuple((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
         key = (tree, sizes, *(arguments[i] for i in static_argnums))
-        if key in programs:
-            programs.move_to_end(key)
-        else:
-            if len(programs) >= most:
-                programs.popitem(last=False)
-            # JAX keeps programs by function: a function of its own, which goes with its program.
-            programs[key] = jax.jit(lambda *arguments: function(*arguments), static_argnums=static_argnums)
-        return programs[key](*arguments)
+        with lock:
+            if key in programs:
+                programs.move_to_end(key)
+            else:
+                if len(programs) >= most:
+                    programs.popitem(last=False)
+                # JAX keeps programs by function: a function of its own, which goes with its program.
+                programs[key] = jax.jit(
+                    lambda *arguments: function(*arguments), static_argnums=static_argnums
+                )
+            program = programs[key]
+        return program(*arguments)
 
     call.programs = programs
     return call

@@ -5,7 +5,7 @@
 
 Writes restored/photo.jpg (or clear/photo.jpg) and so on with the same name, format, size, bit depth,
 metadata, colour profile and orientation (docs/files.md has the details). Of a folder, the photographs
-directly in it are taken. They are restored one after the other, as each keeps all cores, or the GPU, busy.
+directly in it are taken. --jobs=N works on N at once, with N times the memory.
 --compare also writes clear/photo.compare.png, which shows the image before and after (photo.jpg.compare.png
 if a photo.png is restored, too). Inputs are never changed; existing outputs are replaced only with
 --overwrite. A file that cannot be restored is reported and the others go on; the exit status is then 1. It is
@@ -45,6 +45,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool(
         "compare", False, "Also write a sheet with each photograph before and after.", flag_values=values
     )
+    flags.DEFINE_integer("jobs", 1, "Photographs at once.", lower_bound=1, upper_bound=64, flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace existing outputs.", flag_values=values)
     flags.DEFINE_integer(
         "max_pixels",
@@ -84,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
             strength=strength,
             overwrite=options.overwrite,
             max_pixels=options.max_pixels,
+            at_once=options.jobs,
             report=lambda line: tqdm.write(f"restore: {line}", file=sys.stderr),
         )
     except KeyboardInterrupt:

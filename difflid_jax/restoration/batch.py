@@ -1,4 +1,4 @@
-"""Restoring files: which photographs become which outputs, and one after the other without losing any.
+"""Restoring files: which photographs become which outputs, without losing any.
 
 Inputs are never written to, outputs are replaced only on request, and a file that cannot be restored is
 reported while the rest goes on.
@@ -9,6 +9,8 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,41 +83,61 @@ def restore_photographs(
     strength: float = 1.0,
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
+    at_once: int = 1,
     report: Callable[[str], None],
 ) -> int:
-    """Restore one after the other and return the number of failures.
+    """Restore the photographs, `at_once` of them at a time, and return the number of failures.
 
-    `report` receives a line for every failure, and for every photograph whose output lacks something.
+    `report` receives a line for every failure, and for every photograph whose output lacks something, in the
+    order of the jobs.
     """
-    failed = 0
-    for job in tqdm(jobs, desc="restoring", unit="photo"):
+
+    def attempt(job: Job) -> tuple[bool, str]:
+        """(failed, the line to report or '')."""
         try:
-            notes = _restore(job, restorer, strength, overwrite, max_pixels)
+            notes = _restore(job, restorer, strength, overwrite, max_pixels, shows_tiles=at_once == 1)
         except (ValueError, OSError) as error:
             line = one_line(error)
             named = any(one_line(ValueError(path)) in line for path in (job.source, job.target.parent))
-            report(line if named else f"{_printable(job.source)}: {line}")
-            failed += 1
+            return True, line if named else f"{_printable(job.source)}: {line}"
         except (MemoryError, JaxRuntimeError) as error:
             if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            report(f"{_printable(job.source)}: not enough memory; smaller tiles need less (--tile=384)")
-            failed += 1
-        else:
-            if notes:
-                report(f"{_printable(job.target)}: restored without {'; '.join(notes)}")
-    return failed
+            return True, f"{_printable(job.source)}: not enough memory; smaller tiles need less (--tile=384)"
+        return False, f"{_printable(job.target)}: restored without {'; '.join(notes)}" if notes else ""
+
+    failures = 0
+    with _mapping(at_once) as mapped:
+        for failed, line in tqdm(mapped(attempt, jobs), "restoring", len(jobs), unit="photo"):
+            failures += failed
+            if line:
+                report(line)
+    return failures
+
+
+@contextmanager
+def _mapping(at_once: int) -> Iterator[Callable]:
+    """`map`, or one that runs in threads; if it is interrupted, what has not begun is left out."""
+    if at_once == 1:
+        yield map
+        return
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _restore(
-    job: Job, restorer: Restorer, strength: float, overwrite: bool, max_pixels: int
+    job: Job, restorer: Restorer, strength: float, overwrite: bool, max_pixels: int, shows_tiles: bool
 ) -> tuple[str, ...]:
     """Restore one photograph; returns what its output could not keep."""
     for path in (job.target, job.sheet):
         if path is not None and os.path.lexists(path) and not overwrite:
             raise FileExistsError(17, "exists already; --overwrite replaces it", str(path))
     photo = read_photo(job.source, max_pixels=max_pixels)
-    with tqdm(desc=_printable(job.source.name), unit="tile", leave=False, delay=1.0) as bar:
+    name = _printable(job.source.name)
+    with tqdm(desc=name, unit="tile", leave=False, delay=1.0, disable=not shows_tiles) as bar:
 
         def on_tile(done: int, total: int) -> None:
             bar.total = total

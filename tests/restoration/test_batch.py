@@ -83,6 +83,13 @@ def test_files_and_folders_of_every_kind_are_restored(restorer, tmp_path):
     np.testing.assert_array_equal(
         read_photo(tmp_path / "out" / "c.webp").pixels, 255 - read_photo(inputs / "c.webp").pixels
     )
+    # Three at a time, the same files, and failures in the order of the inputs.
+    (inputs / "b.PNG").write_bytes(b"")
+    (inputs / "d.tiff").write_bytes(b"")
+    lines = restored(restorer, [inputs, alone], tmp_path / "three", at_once=3)
+    assert ["b.PNG" in lines[0], "d.tiff" in lines[1], len(lines)] == [True, True, 2]
+    ones = {name: data for name, data in content(tmp_path / "out").items() if name.stem not in "bd"}
+    assert content(tmp_path / "three") == ones
 
 
 def test_bad_files_are_named_and_the_rest_goes_on(restorer, tmp_path):
