@@ -109,10 +109,10 @@ def _hours(planned: Sequence[Run], options: flags.FlagValues) -> float:
 
 
 def _chosen(planned: list[Run], rows: Sequence[str]) -> list[Run]:
-    names = {item.row.replace(",", "_") for item in planned}
+    names = {item.name for item in planned}
     if unknown := sorted({*rows} - names):
         raise UsageError(f"--rows: expected some of {', '.join(sorted(names))}, found {', '.join(unknown)}")
-    return [item for item in planned if not rows or item.row.replace(",", "_") in rows]
+    return [item for item in planned if not rows or item.name in rows]
 
 
 def _command(item: Run, workdir: Path, options: flags.FlagValues) -> list[str]:

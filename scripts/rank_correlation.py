@@ -21,9 +21,10 @@ from pathlib import Path
 from absl import flags
 from scipy.stats import spearmanr
 
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, define_path, run
 from difflid_jax.exhibits.files import markdown_table
 from difflid_jax.exhibits.probe import Cell
+from difflid_jax.exhibits.runs import LAYERS
 
 Place = tuple[str, int]  # layer and timestep
 Series = list[tuple[Place, float]]  # where the features come from, and the PSNR that they led to
@@ -99,8 +100,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("probe", "", "probe.csv of `difflid study probe`.")
-    flags.DEFINE_string("runs", "", "figure8.csv or table3.csv of `difflid reproduce`.")
-    flags.DEFINE_string("layer_e", "7", "Index of table3's encoder block.")
-    flags.DEFINE_string("layer_d", "2", "Index of table3's decoder block.")
+    define_path("probe", "", "probe.csv of `difflid study probe`.")
+    define_path("runs", "", "figure8.csv or table3.csv of `difflid reproduce`.")
+    layers = LAYERS["laptop"]
+    flags.DEFINE_string("layer_e", layers["layer_e"], "Index of table3's encoder block.")
+    flags.DEFINE_string("layer_d", layers["layer_d"], "Index of table3's decoder block.")
     run(main)

@@ -168,7 +168,7 @@ class _Share:
         bar = tqdm(images, self.method, len(images), unit="image", file=sys.stderr, disable=quiet)
         stream = (self._restored(image) for image in bar)
         scores = measure_all(stream, self.protocol, batch_size=batch_size, lpips=lpips)
-        return [row | {"scores": scores[str(row["index"])] | row.pop("more")} for row in self.rows]
+        return [row | {"scores": scores[str(row["index"])] | row["scores"]} for row in self.rows]
 
     def _restored(self, image: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
         index, name = int(image["index"]), f"{self.method}, image {image['name']!r}"
@@ -193,13 +193,13 @@ class _Share:
                 "(evaluate --tile=auto) or use a larger device"
             ) from error
         restored = _checked(restored, clean.shape, name)
-        prepared, untouched = (prepare(x[None], clean[None], self.protocol) for x in (restored, hazy))
-        worse = float(_squared_error(prepared, clean) > _squared_error(untouched, clean))
-        more = {"worse": worse} if self.restores else {}
-        self.rows.append(
-            {"index": index, "name": image["name"], "seconds": seconds, "cold": cold, "more": more}
-        )
+        row = {"index": index, "name": image["name"], "seconds": seconds, "cold": cold, "scores": {}}
+        self.rows.append(row)
+        if self.restores:
+            before, after = (self._squared_error(x, clean) for x in (hazy, restored))
+            row["scores"]["worse"] = float(after > before)
         if self.inception is not None:
+            prepared = prepare(restored[None], clean[None], self.protocol)
             both = np.concatenate([prepared, clean[None]])
             added = (FeatureStatistics.of(features[None]) for features in self.inception(both))
             self.features = [sums + more for sums, more in zip(self.features, added, strict=True)]
@@ -207,9 +207,10 @@ class _Share:
             self.watch(index, hazy, restored, clean)
         return str(index), restored, clean
 
-
-def _squared_error(image: Any, clean: np.ndarray) -> float:
-    return float(np.square(np.asarray(image, np.float64) - clean).mean())
+    def _squared_error(self, image: np.ndarray, clean: np.ndarray) -> float:
+        """Of RGB, of the image as the protocol scores it."""
+        prepared = prepare(image[None], clean[None], self.protocol)
+        return float(np.square(np.asarray(prepared, np.float64) - clean).mean())
 
 
 def _checked(restored: np.ndarray, shape: tuple[int, ...], name: str) -> Float[np.ndarray, "h w 3"]:

@@ -42,18 +42,18 @@ def page(exhibit: str, budget: str, planned: Sequence[Run], outcomes: Sequence[O
     columns = list(dict.fromkeys(run.column for run in planned))
     for column in columns:
         lines += [f"## {column}", "", _HEADER, _RULE]
-        best = reference(exhibit)
+        full = reference(exhibit)
         ours = {row: _values(outcomes, row, column, "psnr") for row in rows(exhibit)}
         for row in rows(exhibit):
             others = [_spread(_values(outcomes, row, column, metric), 3) for metric in METRICS[1:]]
             paper = published.psnr(exhibit, row, _paper_column(column))
-            paper_reference = published.psnr(exhibit, best, _paper_column(column))
+            paper_reference = published.psnr(exhibit, full, _paper_column(column))
             cells = [
                 row,
                 str(len(ours[row])),
                 _spread(ours[row], 2),
                 *others,
-                _difference(_mean(ours[row]), _mean(ours[best])),
+                _difference(_mean(ours[row]), _mean(ours[full])),
                 "" if paper is None else f"{paper:.2f}",
                 _difference(paper, paper_reference),
             ]
@@ -73,11 +73,10 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{exhibit}.md"
     write_text(path, page(exhibit, budget, planned, outcomes))
-    lines = [
-        (exhibit, budget, run.column, run.row, run.seed, *map(outcome.scores.get, METRICS), outcome.sha256)
-        for outcome in outcomes
-        for run in (outcome.run,)
-    ]
+    lines = []
+    for outcome in outcomes:
+        run, scores = outcome.run, map(outcome.scores.get, METRICS)
+        lines.append((exhibit, budget, run.column, run.row, run.seed, *scores, outcome.sha256))
     header = ["exhibit", "budget", "column", "row", "seed", *METRICS, "sha256"]
     write_csv(folder / f"{exhibit}.csv", header, lines)
     if exhibit == "figure8" and outcomes:

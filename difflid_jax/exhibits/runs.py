@@ -41,9 +41,15 @@ class Run:
     steps: int
 
     @property
+    def name(self) -> str:
+        """The row as flags and folders spell it: without commas."""
+        return self.row.replace(",", "_")
+
+    @property
     def folder(self) -> str:
-        """Its workdir, relative to the study's; a row without changes is called full in every exhibit."""
-        return f"{self.column}/{self.row.replace(',', '_') if self.flags[2:] else 'full'}-{self.seed}"
+        """Its workdir, relative to the study's; the full network is called full in every exhibit."""
+        name = "full" if self.row == reference(self.exhibit) else self.name
+        return f"{self.column}/{name}-{self.seed}"
 
 
 def rows(exhibit: str) -> tuple[str, ...]:

@@ -209,8 +209,8 @@ def _quiet_orbax() -> None:
             in_thread(given)
 
     def unraisable_hook(given) -> None:
-        # TensorStore tells the event loop of a failed save, which Orbax has closed, that a file is written.
-        if str(given.exc_value) != "Event loop is closed":
+        # A thread of TensorStore, which is no Python object, reports to the loop that Orbax has closed.
+        if given.object is not None or str(given.exc_value) != "Event loop is closed":
             unraisable(given)
 
     threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
