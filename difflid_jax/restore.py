@@ -67,7 +67,10 @@ def main(argv: Sequence[str]) -> int:
 
     options = flags.FLAGS
     if len(argv) < 2 or not options.output:
-        raise UsageError("give photographs or folders of photographs to restore into --output")
+        raise UsageError(
+            "give photographs or folders of them, as in `difflid restore photo.jpg`; the results go into the "
+            "folder of --output, restored/ by default"
+        )
     tile, strength = checked_tile(options.tile), checked_strength(options.strength)
     output = Path(options.output)
     jobs = plan(argv[1:], output, compare=options.compare)
