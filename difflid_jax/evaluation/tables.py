@@ -60,6 +60,8 @@ def caption(scored: Scored, test: TestSet, lpips: str, noise_seeds: int = 1) -> 
     if lpips != "none":
         text += f" LPIPS: {'AlexNet' if lpips == 'alex' else 'VGG-16'}."
     text += f" Means over {test.images.total} images: {test.about['summary']}."
+    if any("worse" in result.mean for _, result in scored):
+        text += " Made worse: the share of images further from the ground truth than the hazy ones."
     if noise_seeds > 1:
         text += f" ±: standard deviation of the mean over {noise_seeds} seeds of the noise at t₂."
     for method, result in scored:
