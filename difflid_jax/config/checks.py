@@ -76,7 +76,7 @@ def _idle_features(config: ConfigDict) -> Rules:
         ),
         (
             network.kind != "plus",
-            ("network.branches", "data.view"),
+            ("network.branches", "network.patch", "network.head", "data.view"),
             "only DiffLI²D+ has it; set config.network.kind='plus', or leave it out",
         ),
         (

@@ -214,7 +214,9 @@ def _training_source(config: ConfigDict) -> Source:
 
 def _network(section: ConfigDict, **fields) -> NetworkSpec:
     _one_of("network.kind", section.kind, ("paper", "plus"))
-    return PlusSpec(**fields, branches=section.branches) if section.kind == "plus" else NetworkSpec(**fields)
+    if section.kind == "paper":
+        return NetworkSpec(**fields)
+    return PlusSpec(**fields, branches=section.branches, patch=section.patch, head=section.head)
 
 
 def resolve_prior(config: ConfigDict) -> PriorExperiment:

@@ -72,6 +72,8 @@ def default() -> ConfigDict:
             "network": {
                 "kind": "paper",  # or 'plus' (DiffLI²D+, network.plus)
                 "branches": 1,  # gated branches per block of DiffLI²D+
+                "patch": 1,  # DiffLI²D+: the first level has one position per patch×patch pixels
+                "head": "sum",  # or 'affine', of DiffLI²D+: J = I + a ⊙ I + b
                 "preset": "paper",  # sets the widths; '' for those below
                 "widths": (64, 128, 256, 512),
                 "heads": 4,

@@ -4,7 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -14,6 +14,7 @@ from difflid_jax.data.haze import scatter
 from difflid_jax.data.sources import DataSet
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+_KEPT_VIEWS = 8192  # 28 KiB each, at 64 px with depth
 
 
 def check_seed(seed: int, name: str = "seed") -> None:
@@ -109,6 +110,7 @@ class Augment:
     data: DataSet
     crop: CropSpec
     haze: HazeSpec
+    _views: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         positions = self.data.elements[element].tolist()
@@ -148,9 +150,13 @@ class Augment:
         return _mirrored(array) if flip else array
 
     def _view(self, position: int, flip: bool) -> np.ndarray:
-        array = self.data.store.read(position)
-        image = Image.fromarray(array if array.ndim == 3 else array.astype(np.float32))
-        small = np.asarray(image.resize((self.crop.view, self.crop.view), Image.Resampling.BOX))
+        small = self._views.get(position)
+        if small is None:
+            array = self.data.store.read(position)
+            image = Image.fromarray(array if array.ndim == 3 else array.astype(np.float32))
+            small = np.asarray(image.resize((self.crop.view, self.crop.view), Image.Resampling.BOX))
+            if len(self._views) < _KEPT_VIEWS:
+                self._views[position] = small
         return _mirrored(small) if flip else small
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# The part (top, left, bottom, right) of an image, in fractions of its sides: numbers or traced scalars. What
-# lies beyond 0 and 1 is padding.
-Window = Sequence[SupportsFloat]
+# The part (top, left, bottom, right) of an image, in fractions of its sides. What lies beyond 0 and 1 is
+# padding.
+Window = Sequence[SupportsFloat | Array] | Float[Array, "4"]
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 _FEW = 8  # rows or columns up to which `enlarge` takes a sum
 

@@ -180,7 +180,11 @@ class DiffLI2D(nnx.Module):
             x = up(x)
             x = skip(jnp.concatenate([x, skips.pop()], axis=-1))
             x = run(block, x)
-        return hazy.astype(jnp.float32) + self.head(x).astype(jnp.float32), {"gates": tuple(found)}
+        return self._restored(hazy.astype(jnp.float32), x), {"gates": tuple(found)}
+
+    def _restored(self, hazy: jax.Array, x: jax.Array) -> jax.Array:
+        """The restored image, of the hazy one and the last feature map."""
+        return hazy + self.head(x).astype(jnp.float32)
 
     def _check(
         self, hazy: jax.Array, h_content: jax.Array, h_haze: jax.Array, gates: Sequence[jax.Array] | None
@@ -199,8 +203,15 @@ class DiffLI2D(nnx.Module):
             raise ValueError("tiles: the self-attention ablations restore whole images only")
 
 
-def pixel_unshuffle(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4*c"]:
-    """(B,H,W,C) → (B,H/2,W/2,4C)."""
+def pixel_unshuffle(x: Float[Array, "b h w c"], side: int = 2) -> Float[Array, "b h2 w2 d"]:
+    """Blocks of side×side pixels as channels: (B,H,W,C) → (B,H/side,W/side,side²·C)."""
     b, h, w, c = x.shape
-    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+    x = x.reshape(b, h // side, side, w // side, side, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // side, w // side, side * side * c)
+
+
+def pixel_shuffle(x: Float[Array, "b h w c"], side: int = 2) -> Float[Array, "b h2 w2 d"]:
+    """The inverse of `pixel_unshuffle`."""
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h, w, side, side, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * side, w * side, -1)

@@ -1,4 +1,4 @@
-"""DiffLI²D+: the paper's U-Net with three changes to its block. Ours, not the paper's.
+"""DiffLI²D+: the paper's U-Net with other blocks and, on request, another stem and head. Ours, not the paper's.
 
 - Gated branches after CIM and HAE give the block what it lacks, a spatial, non-linear part:
 
@@ -9,7 +9,11 @@
 - h may belong to a larger image than F: `window` says which part of it F covers, per sample. A network can
   so be trained on crops with the features of whole images.
 
-3×3 convolutions repeat the border instead of padding with zeros: a constant image stays constant.
+3×3 convolutions repeat the border instead of padding with zeros: a constant image has no rim.
+
+With `patch` 2, the network works at half of the image's size, on 2×2 pixels at once: twice as many channels
+take half of the time, and its convolutions see twice as far. With the head "affine" it predicts how the haze
+is undone, J = I + a ⊙ I + b per pixel and channel, so that the image's own detail survives.
 """
 
 import dataclasses
@@ -24,14 +28,22 @@ from jaxtyping import Array, Float
 
 from difflid_jax.layers.resize import DOUBLED, WHOLE, Window, resize
 from difflid_jax.network.cim import ContentIntegration
-from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
+from difflid_jax.network.difflid import DiffLI2D, NetworkSpec, pixel_shuffle, pixel_unshuffle
+
+HEADS = ("sum", "affine")
 
 
 @dataclasses.dataclass(frozen=True)
 class PlusSpec(NetworkSpec):
-    """`NetworkSpec` and the number of gated branches per block."""
+    """`NetworkSpec`, the gated branches per block, the pixels per position and the head.
+
+    patch: the first level has one position per patch×patch pixels. head: "sum", the paper's J = I + r, or
+    "affine", J = I + a ⊙ I + b; haze is affine in J, with a = 1/t − 1 and b = −a A.
+    """
 
     branches: int = 1
+    patch: int = 1
+    head: str = "sum"
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,11 +51,20 @@ class PlusSpec(NetworkSpec):
             raise ValueError("network.kind plus: always has CIM and HAE; the ablations are of kind paper")
         if not 0 <= self.branches <= 8:
             raise ValueError(f"network.branches: expected 0 to 8, found {self.branches}")
+        if self.patch not in (1, 2, 4):
+            raise ValueError(f"network.patch: expected 1, 2 or 4, found {self.patch}")
+        if self.head not in HEADS:
+            raise ValueError(f"network.head: expected one of {', '.join(HEADS)}, found {self.head!r}")
+
+    @property
+    def stride(self) -> int:
+        """Sides of the input are multiples of this."""
+        return self.patch * super().stride
 
     @property
     def reach(self) -> int:
-        """As of the paper's network, and a pixel of its level further for every branch on the way."""
-        return super().reach + self.branches * (3 * self.stride - 2)
+        """As of the paper's network, and a position of its level further for every branch on the way."""
+        return super().reach + self.branches * (3 * self.stride - 2 * self.patch)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; `network` names the kind."""
@@ -65,6 +86,17 @@ class Conv3x3(nnx.Module):
         return self.conv(_repeat_border(x))
 
 
+class PatchStem(Conv3x3):
+    """Blocks of patch×patch pixels as channels, then the convolution: (B,H,W,C) → (B,H/patch,W/patch,C')."""
+
+    def __init__(self, patch: int, inputs: int, outputs: int, **options: Any):
+        super().__init__(inputs * patch**2, outputs, **options)
+        self.patch = patch
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        return super().__call__(pixel_unshuffle(x, self.patch))
+
+
 class Up3x3(Conv3x3):
     """Bilinear ×2, then the convolution: (B,H,W,C) → (B,2H,2W,C').
 
@@ -76,16 +108,14 @@ class Up3x3(Conv3x3):
         kernel, bias = (value[...].astype(x.dtype) for value in (self.conv.kernel, self.conv.bias))
         weights = jnp.asarray(DOUBLED, x.dtype)
         kernel = jnp.einsum("pta,qsb,tsio->abipqo", weights, weights, kernel)
-        batch, height, width, inputs = x.shape
         y = jax.lax.conv_general_dilated(
             _repeat_border(x),
-            kernel.reshape(3, 3, inputs, -1),
+            kernel.reshape(*kernel.shape[:3], -1),
             (1, 1),
             "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        y = y.reshape(batch, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(batch, 2 * height, 2 * width, -1) + bias
+        return pixel_shuffle(y) + bias
 
 
 class GatedBranch(nnx.Module):
@@ -172,13 +202,21 @@ class DiffLI2DPlus(DiffLI2D):
         self.dtype = dtype
         widths, inner = spec.widths, tuple(reversed(spec.widths[:-1]))
         made = {"dtype": dtype, "rngs": rngs}
-        self.stem = Conv3x3(3, widths[0], **made)
+        self.stem = PatchStem(spec.patch, 3, widths[0], **made)
         self.encoder = nnx.List([PlusBlock(c, spec, **made) for c in widths])
         self.down = nnx.List([Conv3x3(c, c // 2, use_bias=False, **made) for c in widths[:-1]])
         self.up = nnx.List([Up3x3(2 * c, c, **made) for c in inner])
         self.skip = nnx.List([nnx.Linear(2 * c, c, **made) for c in inner])
         self.decoder = nnx.List([PlusBlock(c, spec, **made) for c in inner])
-        self.head = Conv3x3(widths[0], 3, kernel_init=nnx.initializers.zeros, **made)
+        outputs = 3 * spec.patch**2 * (2 if spec.head == "affine" else 1)
+        self.head = Conv3x3(widths[0], outputs, kernel_init=nnx.initializers.zeros, **made)
+
+    def _restored(self, hazy: jax.Array, x: jax.Array) -> jax.Array:
+        maps = pixel_shuffle(self.head(x).astype(jnp.float32), self.spec.patch)
+        if self.spec.head == "sum":
+            return hazy + maps
+        slope, offset = jnp.split(maps, 2, axis=-1)
+        return hazy + slope * hazy + offset
 
 
 def _repeat_border(x: jax.Array) -> jax.Array:

@@ -12,7 +12,12 @@ SMALL = {"widths": (4, 8, 16), "feature_channels": 6, "heads": 2}
 
 
 @pytest.mark.parametrize(
-    ("kind", "spec"), [(DiffLI2D, NetworkSpec(**SMALL)), (DiffLI2DPlus, PlusSpec(**SMALL, branches=2))]
+    ("kind", "spec"),
+    [
+        (DiffLI2D, NetworkSpec(**SMALL)),
+        (DiffLI2DPlus, PlusSpec(**SMALL, branches=2)),
+        (DiffLI2DPlus, PlusSpec(**SMALL | {"widths": (4, 8)}, branches=2, patch=2, head="affine")),
+    ],
 )
 def test_nothing_comes_from_beyond_the_reach(kind, spec, drawn):
     network = drawn(lambda: kind(spec, rngs=nnx.Rngs(0)), scale=0.5)
@@ -20,11 +25,11 @@ def test_nothing_comes_from_beyond_the_reach(kind, spec, drawn):
     width, at = 128, 61
     hazy = rng.uniform(-1, 1, (1, 8, width, 3)).astype(np.float32)
     h = rng.normal(size=(1, 1, 4, 6)).astype(np.float32)
-    _, found = network(hazy, h, h)
+    gates = jax.jit(lambda x: network(x, h, h)[1]["gates"])(hazy)
 
     @jax.jit
     def restore(x):
-        return network(x, h, h, gates=found["gates"])[0]
+        return network(x, h, h, gates=gates)[0]
 
     changed = hazy.copy()
     changed[:, :, at] += 1
