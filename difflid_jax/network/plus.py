@@ -1,4 +1,4 @@
-"""DiffLI²D+: the paper's U-Net with other blocks and, on request, another stem and head. Ours, not the paper's.
+"""DiffLI²D+: the paper's U-Net with other blocks and, if asked for, stem and head. Ours, not the paper's.
 
 - Gated branches after CIM and HAE give the block what it lacks, a spatial, non-linear part:
 
