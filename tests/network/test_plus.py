@@ -52,10 +52,18 @@ def test_a_tile_far_from_the_cut_equals_the_whole(network):
     np.testing.assert_allclose(tile[:, :, :24], whole[:, :, :24], atol=1e-4)
 
 
-def test_the_spec_survives_json_and_refuses_ablations():
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"content": "self_attention"}, "always has CIM and HAE"),
+        ({"patch": 3}, "network.patch: expected 1, 2 or 4, found 3"),
+        ({"head": ""}, "network.head: expected one of sum, affine, found ''"),
+    ],
+)
+def test_the_spec_survives_json_and_refuses_what_it_lacks(fields, message):
     assert PlusSpec.from_dict(SPEC.to_dict()) == SPEC
-    with pytest.raises(ValueError, match="always has CIM and HAE"):
-        PlusSpec(content="self_attention")
+    with pytest.raises(ValueError, match=message):
+        PlusSpec(**fields)
 
 
 def test_up_is_a_bilinear_enlargement_and_a_convolution(drawn):
