@@ -1,7 +1,7 @@
 """Dense-Haze: 55 pairs of dense, homogeneous real haze (Table 1, middle; Sec. 5.1).
 
-Fifty pairs to train on, five to score. Command; both paths are the data set's folder: training
-uses pairs 01 to 50, the test 51 to 55:
+Fifty pairs to train on, five to score. Both paths name the data set's folder: training uses pairs 01 to 50,
+the test pairs 51 to 55:
 
     python -m difflid_jax.train --config=configs/dense_haze.py --workdir=runs/dense_haze \\
         --config.data.train=/data/Dense-Haze \\
@@ -14,7 +14,7 @@ uses pairs 01 to 50, the test 51 to 55:
    (--help gives its flags and the download).
 
 Schedule: 2 steps per epoch (50 pairs, batch 40), 2,400 steps; 2e-4 halved every 300 of 1,200 epochs.
-The time of a step on your machine: `python scripts/benchmark.py train --config=configs/dense_haze.py`.
+To time a step on your machine: `python scripts/benchmark.py train --config=configs/dense_haze.py`.
 
 Expected score, from the paper: 16.97 dB PSNR, 0.584 SSIM, 0.406 LPIPS; not reproduced here yet.
 """

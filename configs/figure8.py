@@ -7,7 +7,7 @@ The two numbers after the colon are t₁ and t₂, from 0 to 999; the paper's T 
 one and keeps the other at its best value: t₁ = 0 with t₂ of 100, 300, 500, 600, 1000; t₂ = 500 with other t₁.
 
 Expected, from the paper: t₂ = 500 is 1.99 dB better than 100 and 2.07 dB better than 600, t₁ = 0 is best;
-not reproduced here yet. Each point costs what configs/sots.py costs.
+not reproduced here yet. Each point costs as much as configs/sots.py.
 """
 
 from difflid_jax.config.files import load_config

@@ -1,7 +1,7 @@
 """LOL-v1: low-light photographs (Table 4, left; Sec. 5.4).
 
-The same network and schedule as for haze. Command; both paths are the data set's folder: training
-uses `our485`, the test `eval15`:
+The same network and schedule as for haze. Both paths name the data set's folder: training uses `our485`,
+the test `eval15`:
 
     python -m difflid_jax.train --config=configs/lol_v1.py --workdir=runs/lol_v1 \\
         --config.data.train=/data/LOL \\
@@ -14,7 +14,7 @@ uses `our485`, the test `eval15`:
    (--help gives its flags and the download).
 
 Schedule: 13 steps per epoch (485 pairs, batch 40), 15,600 steps; 2e-4 halved every 300 of 1,200 epochs.
-The time of a step on your machine: `python scripts/benchmark.py train --config=configs/lol_v1.py`.
+To time a step on your machine: `python scripts/benchmark.py train --config=configs/lol_v1.py`.
 
 Expected score, from the paper: 23.30 dB PSNR, 0.849 SSIM, 0.136 LPIPS, 55.88 FID; not reproduced here yet.
 """

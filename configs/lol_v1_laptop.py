@@ -1,18 +1,18 @@
-"""LOL-v1 (Table 4, left) at a size that two CPU cores can train: DiffLI²D+ on the prior that is included.
+"""LOL-v1 (Table 4, left) at a size that two CPU cores can train: DiffLI²D+ on the included prior.
 
     python -m difflid_jax.train --config=configs/lol_v1_laptop.py:full --workdir=runs/lol-full \\
         --config.data.train=LOL --config.data.test=LOL
 
-LOL holds `our485` and `eval15`. The word after the colon is the arm: `full`, or `random`, the control, whose
-frozen U-Net has random weights. 35 of the 485 training pairs, drawn by the seed, choose the weights; the
-15 test pairs are scored once, at the end.
+LOL contains `our485` and `eval15`. The word after the colon is the arm: `full`, or `random`, the control,
+whose frozen U-Net has random weights. 35 of the 485 training pairs, drawn by the seed, are held out to choose
+the weights; the 15 test pairs are scored once, at the end.
 
-Schedule: 3,000 steps of 16 crops of 64 px, at full size down to a sixth of it, each with the features of its
-whole image; 74 minutes on one CPU core.
+Schedule: 3,000 steps of 16 crops of 64 px, from images resized to between a sixth and their full size, each
+with the features of its whole image; 74 minutes on one CPU core.
 
-Measured, `full`, seed 0 (docs/results.md; ships as `lowlight`): 21.55 dB / .754 on eval15, where the dark
-input has 7.77 dB / .195, and 21.39 dB / .784 on the 35 validation pairs. The paper's network at the paper's
-size reports 23.30 dB / .849. `random` has not been run.
+Measured, `full`, seed 0 (docs/results.md; ships as `lowlight`): 21.55 dB / .754 on eval15 (the dark
+input: 7.77 dB / .195), and 21.39 dB / .784 on the 35 validation pairs. The paper reports 23.30 dB / .849 for
+its full-size network. `random` has not been run.
 """
 
 from difflid_jax.config import schema

@@ -1,7 +1,7 @@
 """LOL-v2 Real: low-light photographs (Table 4, right; Sec. 5.4).
 
-The same network and schedule as for haze. Command; both paths are the data set's folder: training
-uses `Train`, the test `Test`:
+The same network and schedule as for haze. Both paths name the data set's folder: training uses `Train`,
+the test `Test`:
 
     python -m difflid_jax.train --config=configs/lol_v2_real.py --workdir=runs/lol_v2_real \\
         --config.data.train=/data/LOL-v2/Real_captured \\
@@ -14,7 +14,7 @@ uses `Train`, the test `Test`:
    (--help gives its flags and the download).
 
 Schedule: 18 steps per epoch (689 pairs, batch 40), 21,600 steps; 2e-4 halved every 300 of 1,200 epochs.
-The time of a step on your machine: `python scripts/benchmark.py train --config=configs/lol_v2_real.py`.
+To time a step on your machine: `python scripts/benchmark.py train --config=configs/lol_v2_real.py`.
 
 Expected score, from the paper: 22.35 dB PSNR, 0.874 SSIM, 0.186 LPIPS, 42.49 FID; not reproduced here yet.
 """

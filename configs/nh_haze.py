@@ -1,7 +1,7 @@
 """NH-HAZE: 55 pairs of non-homogeneous real haze (Table 1, right; Sec. 5.1).
 
-Fifty pairs to train on, five to score. Command; both paths are the data set's folder: training
-uses pairs 01 to 50, the test 51 to 55:
+Fifty pairs to train on, five to score. Both paths name the data set's folder: training uses pairs 01 to 50,
+the test pairs 51 to 55:
 
     python -m difflid_jax.train --config=configs/nh_haze.py --workdir=runs/nh_haze \\
         --config.data.train=/data/NH-HAZE \\
@@ -14,7 +14,7 @@ uses pairs 01 to 50, the test 51 to 55:
    (--help gives its flags and the download).
 
 Schedule: 2 steps per epoch (50 pairs, batch 40), 2,400 steps; 2e-4 halved every 300 of 1,200 epochs.
-The time of a step on your machine: `python scripts/benchmark.py train --config=configs/nh_haze.py`.
+To time a step on your machine: `python scripts/benchmark.py train --config=configs/nh_haze.py`.
 
 Expected score, from the paper: 20.29 dB PSNR, 0.738 SSIM, 0.217 LPIPS; not reproduced here yet.
 """

@@ -11,7 +11,7 @@ these weights in another workdir with --config.init=runs/prior/weights. Two runs
 than one run on both. The shipped weights saw 48,000 crops in all (see their card).
 
 Expected: a noise loss of about 0.05 after 1,000 steps of 32 crops of 32 px, of 0.04 after 15,000 more of
-64 px. `difflid study probe` tells whether a prior is worth building on.
+64 px. `difflid study probe` shows whether a prior is worth building on.
 """
 
 from difflid_jax.config import schema

@@ -11,8 +11,8 @@ Command (one line; the first two paths are the data sets' folders, the third com
 2. Prior: OpenAI's 256x256_diffusion_uncond.pt, converted once by `python -m convert_weights.openai_ddpm`
    (--help gives its flags and the download).
 
-Schedule: 350 steps per epoch, 420,000 steps; 2e-4 halved every 300 of 1,200 epochs. The time of a step and of
-the schedule on your machine: `python scripts/benchmark.py train --config=configs/sots.py`.
+Schedule: 350 steps per epoch, 420,000 steps; 2e-4 halved every 300 of 1,200 epochs. To time a step and the
+schedule on your machine: `python scripts/benchmark.py train --config=configs/sots.py`.
 
 Expected score, from the paper: 40.33 dB PSNR, 0.992 SSIM, 0.004 LPIPS; not reproduced here yet. The
 paper names no validation set. To choose the weights on held-out scenes, move ids 1300 to 1399 out of the

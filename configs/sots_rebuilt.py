@@ -1,4 +1,4 @@
-"""Table 1's experiment at our scale, on RESIDE rebuilt: is the prior worth anything?
+"""Table 1's experiment at laptop scale, on a rebuilt RESIDE: does the prior help?
 
     python -m difflid_jax.train --config=configs/sots_rebuilt.py:full --config.seed=0 \\
         --workdir=runs/rebuilt/full-0 \\
@@ -11,15 +11,15 @@ V: `python -m difflid_jax.synthesize --recipe=sots_indoor --ids=1300-1399 --outp
 prints their spread.
 
 The argument after the colon is the arm; data, steps, crops, schedule and the number of trained parameters are
-equal:
+the same in all three:
 
 - full: DiffLI²D on the shipped prior;
 - random: DiffLI²D on the same frozen U-Net with random weights;
 - baseline: no features, the self-attention of Table 2 in place of CIM and HAE.
 
 The paper's recipe (L1, Adam, crops of resized and mirrored images, A in 0.7 … 1 and β in 0.6 … 1.8 drawn for
-every crop) at a size for a laptop: widths 16 to 128; crops of 64 px that cover half of a scene's height to
-all of it; 400 steps of 16 crops, one cosine. About seven minutes per run on one CPU core."""
+every crop) at a size for a laptop: widths 16 to 128; crops of 64 px that cover between half and all of a
+scene's height; 400 steps of 16 crops, one cosine. About seven minutes per run on one CPU core."""
 
 from difflid_jax.config import schema
 

@@ -8,7 +8,7 @@ is left out is replaced by self-attention with the same number of parameters: qu
 keys and values from the map averaged down to the grid of the h-space. The paper only says "self-attention
 module that has similar number of parameter"; this reading is ours.
 
-Expected, from the paper; not reproduced here yet. Each row costs what the data set's own config costs.
+Expected, from the paper; not reproduced here yet. Each row costs as much as the data set's own config.
 
 | row | SOTS | Dense-Haze | NH-HAZE |
 |---|---:|---:|---:|

@@ -9,7 +9,7 @@ second decoder block (which needs a prior converted with its decoder, --part all
 and the last block of ResNet-50. The classifiers have no timestep: both maps are equal. VGG-16 needs no prior
 (a package contains its weights); ResNet-50 needs one from `python -m convert_weights.perceptual`.
 
-Expected, from the paper; not reproduced here yet. Each row costs about what the data set's own config costs.
+Expected, from the paper; not reproduced here yet. Each row costs about as much as the data set's own config.
 
 | row | SOTS | Dense-Haze | NH-HAZE |
 |---|---:|---:|---:|
