@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from difflid_jax.network.release import ReleaseSpec
 
 PRIOR = "256x256_diffusion_uncond"
-# What the training script saves beside the model.
+# What the training script saves alongside the model.
 TRAINING_STATE = ("optimizer", "scheduler", "epoch", "best_psnr")
 
 # Transposed convolution (in, out, 2, 2) ↔ (in, 2, 2, out)
@@ -84,7 +84,7 @@ def convert(checkpoint: Any, *, where: str) -> tuple["ReleaseSpec", dict[str, np
     The state of the optimizer and the scheduler is left out. Raises ValueError, naming the file `where`, for
     anything else that is missing, unknown or of another shape.
     """
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from difflid_jax.network.release import ReleaseSpec
 
     if isinstance(checkpoint, Mapping) and "model" in checkpoint:

@@ -3,13 +3,13 @@
     python -m convert_weights.openai_ddpm 256x256_diffusion_uncond.pt --output=weights/imagenet256
     python -m convert_weights.openai_ddpm --download=256x256_diffusion_uncond --output=weights/imagenet256
 
---part=encoder (the default) keeps time embedding, encoder and middle block, which is all that DiffLI²D reads;
+--part=encoder (the default) keeps the time embedding, encoder and middle block, all that DiffLI²D needs;
 --part=all keeps the decoder too, for sampling and for Layer-D of Table 3. --dtype=bfloat16 halves the file.
 
-Names and shapes of the nine released models are checked against their known architectures. Heads, attention
-order and noise schedule leave no trace in shapes; for any other model --architecture takes a JSON file of
-guided-diffusion's own flags ({"num_channels": 128, "attention_resolutions": "16,8", …}), with its defaults
-for missing ones.
+Names and shapes of the nine released models are checked against their known architectures. The number of
+heads, the attention order and the noise schedule cannot be inferred from shapes, so any other model needs
+--architecture: a JSON file of guided-diffusion's own flags ({"num_channels": 128, "attention_resolutions":
+"16,8", …}), whose defaults replace missing ones.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from difflid_jax.weights.schema import listed
 from difflid_jax.weights.torch_file import read_torch
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
-# Size in bytes and SHA-256 of the released files, as far as known.
+# Size in bytes and SHA-256 of the released files, where known.
 RELEASED = {
     "256x256_diffusion_uncond": (
         2_211_383_297,
@@ -79,7 +79,7 @@ def convert(
     architecture: Any = None,
     part: str = "encoder",
 ) -> tuple[UNetSpec, dict[str, np.ndarray]]:
-    """The architecture and our tensors of `part`, as views of the source, of guided-diffusion's state dict.
+    """The architecture of guided-diffusion's state dict, and our tensors of `part` as views of the source.
 
     The whole state dict is checked against an architecture: that of `preset`, of the flags in `architecture`,
     or of the only released model that fits; `name` (the file's stem) decides between models that differ only
@@ -131,7 +131,7 @@ def _nearest(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _against_presets(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """How `tensors` differ, "" if not at all, from each released model of equal `_signature`."""
+    """How `tensors` differ from each released model of equal `_signature`: "" if not at all."""
     found = {}
     for name, spec in PRESETS.items():
         if _signature(tensors) != (spec.model_channels, spec.num_input_blocks, spec.num_classes):
@@ -149,7 +149,7 @@ def _is_float(tensor: np.ndarray) -> bool:
 
 
 def _signature(tensors: Mapping[str, np.ndarray]) -> tuple[int | None, int, int | None]:
-    """(channels, input blocks, classes), by which presets are preselected."""
+    """(channels, input blocks, classes), used to preselect presets."""
     embed, labels = tensors.get("time_embed.0.weight"), tensors.get("label_emb.weight")
     blocks = {name.split(".")[1] for name in tensors if name.startswith("input_blocks.")}
     channels = embed.shape[1] if embed is not None and embed.ndim == 2 else None
@@ -168,7 +168,7 @@ def _untrained(spec: UNetSpec) -> UNetSpec:
 
 @functools.cache
 def _shapes(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from flax import nnx
 
     from difflid_jax.diffusion.unet import UNet

@@ -54,7 +54,7 @@ def _plain(contents: Sequence[Any], where: Sequence[str]) -> dict[str, Any]:
 
 
 def _uretinex(contents: Sequence[Any], where: Sequence[str]) -> dict[str, Any]:
-    """The four files hold several models each; of every file, those that inference uses."""
+    """The models that inference uses, from four files that hold several models each."""
     used = ((("model_R", "low"),), (("model_R", "high"),), (("model_R", "r"), ("model_L", "l")))
     merged = {}
     for content, file, models in zip(contents, where, (*used, (("model_A", "a"),)), strict=True):
@@ -186,7 +186,7 @@ def convert(network: str, sources: Sequence[Path]) -> dict[str, np.ndarray]:
 
 @cache
 def _shapes(network: str) -> dict[str, tuple[int, ...]]:
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from flax import nnx
 
     from difflid_jax.baselines.load import NETWORKS

