@@ -37,7 +37,7 @@ _VARIANTS = {  # Table 2
 class Source:
     """Where the images of a role ('train', 'validation', 'test') come from, see `data.sources.open_data`.
 
-    holdout: number of elements of the training set, drawn by `seed`, that are validated on instead.
+    holdout: number of elements of the training set, drawn by `seed`, that are held out for validation.
     """
 
     role: str
@@ -70,9 +70,9 @@ class Source:
 
 @dataclass(frozen=True)
 class FeaturesSpec:
-    """The frozen features: their kind, what is read of a U-Net, and in which precision.
+    """The frozen features: their kind, what is read from a U-Net, and the precision.
 
-    random: the control, a U-Net with random weights. noise_seed: of the noise at evaluation.
+    random: the control, a U-Net with random weights. noise_seed: seed of the noise at evaluation.
     """
 
     kind: str
@@ -101,7 +101,7 @@ class Experiment(RunSpec):
     evaluation: EvaluationSpec
 
     def network_on(self, feature_channels: int) -> NetworkSpec:
-        """The network for features of so many channels."""
+        """The network for features with this many channels."""
         return replace(self.network, feature_channels=feature_channels)
 
 
@@ -109,8 +109,8 @@ class Experiment(RunSpec):
 class PriorExperiment(RunSpec):
     """The training of a diffusion prior.
 
-    variance_weight: of the bound that trains the variance. batches: number of held-out batches whose loss is
-    measured. sample_steps: of the samples that each evaluation draws.
+    variance_weight: weight of the bound that trains the variance. batches: number of held-out batches whose
+    loss is measured. sample_steps: sampling steps of the images that each evaluation draws.
     """
 
     train: Source
@@ -240,12 +240,12 @@ def resolve_prior(config: ConfigDict) -> PriorExperiment:
 
 
 def read_experiment(text: str) -> Experiment:
-    """The experiment of a run from the text of its config.json. Raises ValueError if it is none."""
+    """The experiment of a run from the text of its config.json. Raises ValueError for any other text."""
     return resolve(identity.from_json(text, schema.default().to_dict()))
 
 
 def _run_fields(config: ConfigDict, reference: ConfigDict) -> dict:
-    """The fields of a `RunSpec`, but for the haze."""
+    """The fields of a `RunSpec`, except the haze."""
     fields, training = config.to_dict(), config.training.to_dict()
     optimizer = config.optimizer.to_dict()
     defaults = reference.to_dict()
@@ -280,7 +280,7 @@ def _one_of(field: str, value: str, choices: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def _naming_the_config() -> Iterator[None]:
-    """Let the errors of the specs, which name a field, name it as the command line does."""
+    """Prefix the field that an error of a spec names with `config.`, as on the command line."""
     try:
         yield
     except (TypeError, ValueError) as error:

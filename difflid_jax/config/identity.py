@@ -54,7 +54,7 @@ def differences(
 ) -> list[str]:
     """'config.FIELD is A, was B' for each field that the fingerprint covers and that differs.
 
-    A field that `before` lacks, because it was written by an older version, has its default of `reference`.
+    A field that `before` lacks, because an older version wrote it, takes its default from `reference`.
     """
     new, old = (_flat(json.loads(to_json(_bound(values)))) for values in (fields, _filled(before, reference)))
     missing = "not given"
@@ -66,7 +66,7 @@ def differences(
 
 
 def ending(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a finished run was asked for; a launch that asks for the same has nothing left to do."""
+    """The fields that decide when a run is finished; a launch with the same ones has nothing left to do."""
     flat = _flat(json.loads(to_json(fields)))
     return {"fingerprint": fingerprint(fields)} | {name: flat[name] for name in _ENDING if name in flat}
 
@@ -83,7 +83,7 @@ def to_json(fields: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def from_json(text: str, reference: Mapping[str, Any]) -> ConfigDict:
-    """The config in `text`, the inverse of `to_json`; fields it lacks have their defaults of `reference`.
+    """The config in `text`, the inverse of `to_json`; missing fields take their defaults from `reference`.
 
     Its fields are not checked. Raises ValueError if the text is not a JSON object.
     """
@@ -105,7 +105,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _filled(fields: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` with those of `reference` that they lack."""
+    """`fields`, with missing ones taken from `reference`."""
     filled = dict(fields)
     for name, default in reference.items():
         if isinstance(default, Mapping) and isinstance(fields.get(name), Mapping):

@@ -1,7 +1,7 @@
 """The inputs that an experiment names, opened: data sets and the frozen feature network.
 
-Errors are ValueErrors that name the field of the config. Nothing is written but the decoded cache, if one is
-asked for.
+Errors are ValueErrors that name the field of the config. Nothing is written except the decoded cache, if one
+is requested.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ _WITHOUT_PRIOR = ("vgg16",)
 
 
 def check_given(experiment: Experiment | PriorExperiment) -> None:
-    """Raise ValueError that names every input that must be given and is not."""
+    """Raise ValueError naming every required input that is not given."""
     missing = []
     if not experiment.train.is_given:
         missing.append("--config.data.train=PATH (the training images)")
@@ -91,7 +91,7 @@ def open_features(experiment: Experiment) -> FrozenFeatures:
 
 
 def _check_large_enough(experiment: Experiment, role: str, images: DataSet) -> None:
-    """Refuse, before a long run, images that are too small to be scored."""
+    """Raise ValueError for images that are too small to be scored, before a long run starts."""
     least = experiment.evaluation.least_side
     for name, positions in zip(images.names, images.elements, strict=True):
         height, width = images.store.shape(positions[0])[:2]

@@ -40,7 +40,7 @@ def launch(
     resolve: Callable[[Any], Any],
     train: Callable[[Any, Path], int],
 ) -> int:
-    """Resolve the config of the flags and train it in its run directory; the exit status."""
+    """Resolve the config of the flags and train it in its run directory; return the exit status."""
     from difflid_jax import parallel
     from difflid_jax.config.inputs import check_given
 

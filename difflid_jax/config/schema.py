@@ -2,8 +2,8 @@
 
 The files of `configs/` start from `default()` (or `default_prior()`) and change what their experiment needs;
 the command line overrides both (--config.data.batch_size=8). `config.experiment` turns a ConfigDict into the
-specs that the rooms take. A new field's default must keep what the code did without it: a config.json that
-lacks the field is read with the default.
+specs that the rooms take. A new field's default must keep the previous behaviour: a config.json that lacks
+the field is read with the default.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def default() -> ConfigDict:
             "data": {
                 "dataset": "its",  # layout of the folders, one of data.pairing.layouts.LAYOUTS
                 "train": "",  # path of the training images
-                "holdout": 0,  # > 0: validate on so many training elements, drawn by seed and not trained on
+                "holdout": 0,  # > 0: hold this many training elements out for validation, drawn by seed
                 "validation": "",  # path of images scored during training, to choose the best weights
                 "test": "",  # path of images scored once, at the end
                 # First and last id of the images with depth that a role uses, as in (1, 1299); () is all.
@@ -96,12 +96,12 @@ def default() -> ConfigDict:
             "training": {
                 "epochs": 1200,
                 "steps": 0,  # > 0: length in steps instead of epochs
-                "minutes": 0.0,  # > 0: stop after so long; the schedules still follow the steps
+                "minutes": 0.0,  # > 0: stop after this long; the schedules still follow the steps
                 "log_every": 50,  # steps
                 "evaluate_every": 3500,  # steps; 0: only at the end
                 "checkpoint_every": 1000,  # steps
                 "keep": 3,  # checkpoints
-                "max_bad_steps": 10,  # stop after so many non-finite steps in a row
+                "max_bad_steps": 10,  # stop after this many non-finite steps in a row
                 "profile_steps": "",  # 'first:last'
                 "fsdp": False,  # shard the frozen network over the devices
                 "tensorboard": True,
@@ -111,7 +111,7 @@ def default() -> ConfigDict:
                 "batch_size": 1,
                 "lpips": True,
                 "best": "psnr",
-                "limit": 0,  # > 0: score only the first so many images during training
+                "limit": 0,  # > 0: score only this many images during training
             },
         }
     )

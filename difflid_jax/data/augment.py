@@ -122,7 +122,7 @@ class Augment:
         if not self.crop.view:
             return self._pair(arrays, rng)
         part = _part(window, shape, flip)
-        # The same draws, so that crop and whole are under the same haze.
+        # The same draws, so that the crop and the whole image have the same haze.
         view = self._pair([self._view(position, flip) for position in positions], copy.deepcopy(rng))
         pair = self._pair(arrays, rng, part)
         return {**pair, "view": view["hazy"], "window": np.asarray(part, np.float32)}
@@ -178,8 +178,8 @@ def make_hazy(
 ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
     """A 'hazy' and a 'clean' image; `depth` is 65535 where t = exp(−β).
 
-    plain: as in evaluation. window: the part (top, left, bottom, right), in [0,1], that these show of the
-    image to which `spec.light` applies.
+    plain: only airlight and β, as in evaluation. window: the part (top, left, bottom, right), in [0,1], of a
+    larger image that these show; `spec.light` applies to that image.
     """
     beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
     if spec.clean and not plain and rng.random() < spec.clean:

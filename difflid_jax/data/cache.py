@@ -67,9 +67,9 @@ class Undecoded:
 
 
 class DecodedCache:
-    """The interface of `Undecoded` over the files that `open_cache` has made sure of.
+    """The interface of `Undecoded` over the files that `open_cache` has found or written.
 
-    A file is open during a read only, so that any number of images takes no descriptors and no memory maps.
+    A file is open only while it is read, so that images take no descriptors and no memory maps.
     """
 
     def __init__(self, folder: Path, items: Sequence[Item], keys: Sequence[str], shapes: Sequence[tuple]):
@@ -128,7 +128,7 @@ class DecodedCache:
 def open_cache(
     folder: str | os.PathLike, items: Sequence[Item], keys: Sequence[str], *, progress: bool = True
 ) -> DecodedCache:
-    """The cache of these items, with their `keys_of`, under `folder`, after decoding what it lacks.
+    """The cache of `items`, whose keys `keys_of` gives, under `folder`; decodes what is missing.
 
     Raises:
         ValueError: naming the images that cannot be read (up to ten).
@@ -214,7 +214,7 @@ def _header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def _path(folder: Path, key: str) -> str:
-    return f"{folder}/{key[:2]}/{key}.npy"  # a Path would take as long as to read a crop
+    return f"{folder}/{key[:2]}/{key}.npy"  # a Path would take as long as reading a crop
 
 
 def _nbytes(shape: Sequence[int], dtype: str) -> int:
@@ -246,7 +246,7 @@ def _refuse(errors: Sequence[str | None]) -> None:
 
 @contextlib.contextmanager
 def _remedied(folder: Path) -> Iterator[None]:
-    """Say what to do if the disk does not take the cache."""
+    """Add a remedy to the error if the disk cannot hold the cache."""
     try:
         yield
     except OSError as error:

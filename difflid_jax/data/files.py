@@ -44,7 +44,7 @@ class File:
     def digest(self) -> str:
         """SHA-256 of size and content; beyond 1 MiB, of the first, middle and last 256 KiB.
 
-        A file is read once in a process, as long as its size and times stay.
+        A file is read only once per process unless its size or times change.
         """
         status = self.path.stat()
         return _digest(self.path, self.member, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -87,7 +87,7 @@ def find_files(root: str | os.PathLike, folder: str | None = None) -> list[File]
 
     With `folder`, only those directly in a folder of this name: `root/folder`, or anywhere within a tar.
 
-    Raises: FileNotFoundError if there is no such path; ValueError for a file that is no tar.
+    Raises: FileNotFoundError if there is no such path; ValueError for a file that is not a tar.
     """
     root = Path(root)
     if is_tar(root):

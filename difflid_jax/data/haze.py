@@ -16,7 +16,7 @@ Airlight = float | np.floating | Shaped[np.ndarray, "..."]
 
 
 def transmission(depth: Shaped[np.ndarray, "h w"], beta: float) -> Float32[np.ndarray, "h w"]:
-    """t = exp(−β·d / max d) in (0,1], of a depth map in any unit.
+    """t = exp(−β·d / max d) in (0,1], for a depth map in any unit.
 
     Raises: ValueError for a depth that is negative, not finite or zero everywhere, and for β < 0.
     """
@@ -50,7 +50,7 @@ def add_haze(
 def scatter(
     clean: Float32[np.ndarray, "h w c"], t: Float32[np.ndarray, "h w"], airlight: Airlight
 ) -> Float32[np.ndarray, "h w c"]:
-    """`add_haze` for a known transmission t, as of a window of an image."""
+    """`add_haze` for a known transmission t, such as that of a window."""
     # Rows of pixels times channels: NumPy is four times slower over a last axis of three.
     rows, columns, channels = clean.shape
     t = np.repeat(t, channels, axis=1)

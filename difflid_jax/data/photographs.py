@@ -1,4 +1,4 @@
-"""Photographs that installed packages carry, with depth: the data of the demo.
+"""Photographs from installed packages, with depth: the data of the demo.
 
 scikit-image: astronaut, chelsea (CC0), coffee (CC0), rocket (public domain) and the Middlebury motorcycle
 with its measured disparity; scikit-learn: china and flower (CC BY 2.0). The two splits are disjoint.

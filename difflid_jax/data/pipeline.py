@@ -254,7 +254,7 @@ def _reading(threads: int) -> grain.ReadOptions:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """Let a worker ignore signals meant for its program, and end when that ends, however it does."""
+    """Make a worker ignore signals meant for its program, and end whenever the program ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # After a SIGTERM to the whole job the program still needs batches while it saves; but one that the
     # program itself sends at its exit must not be ignored for ever.
@@ -282,7 +282,7 @@ def _check_fits(data: DataSet, size: int) -> None:
 
 
 def _check_shared_memory(workers: int, batch: int) -> None:
-    """Refuse workers whose batches, of `batch` bytes, do not fit where processes exchange them."""
+    """Raise OSError if the workers' batches, of `batch` bytes each, do not fit in shared memory."""
     if not os.path.isdir(_SHARED_MEMORY):
         return
     needed = workers * (_PER_WORKER + 2) * batch  # two more: one being written, one being read

@@ -1,4 +1,4 @@
-"""RESIDE's indoor sets (Li et al., TIP 2018, Sec. III): the recipes, and writing a set by one of them."""
+"""RESIDE's indoor sets (Li et al., TIP 2018, Sec. III): the recipes, and writing a set from one of them."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ _MANIFEST = "synthesized.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a set is made: first and last id, hazy images per scene, ranges of A and β, folder of the clean."""
+    """How a set is made: first and last id, hazy images per scene, ranges of A and β, clean folder."""
 
     name: str
     ids: tuple[int, int]
@@ -60,7 +60,7 @@ def synthesize(
     workers: int = 0,
     progress: bool = True,
 ) -> int:
-    """Write a set under `output`, or what it lacks; the number of images written (0: it was complete).
+    """Write what is missing of a set under `output`; returns the number of images written.
 
     frame: None uses the scenes' default. workers: threads; 0 is one per core.
 
@@ -69,7 +69,7 @@ def synthesize(
     """
     check_ids(recipe.ids, scenes.ids, "the scenes")
     frame = frame or FRAMES[scenes.default_frame]
-    _fitting_scene(scenes, recipe.ids[0], frame)  # a fault that all share is found before writing
+    _fitting_scene(scenes, recipe.ids[0], frame)  # an error common to all scenes is found before writing
     made = {
         "recipe": asdict(recipe),
         "seed": seed,

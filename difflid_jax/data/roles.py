@@ -1,4 +1,4 @@
-"""What to know about the data sets of a run before it trains: how each was paired, and what they share."""
+"""What is reported about a run's data sets before training: how each was paired, and what they share."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -14,7 +14,7 @@ MOST_COMPARED = 2000
 def report_roles(roles: Mapping[str, DataSet], *, progress: bool = True) -> str:
     """The pairing report of every role ('train', 'validation', 'test'), then a warning for shared images.
 
-    A line for each leak names the roles and the images; '' if there is nothing to say.
+    A line for each leak names the roles and the images; '' if there is nothing to report.
     """
     texts: dict[str, list[str]] = {}  # roles that are parts of one set share its report
     for role, data in roles.items():
@@ -29,7 +29,7 @@ def find_shared(roles: Mapping[str, DataSet], *, progress: bool = True) -> list[
     """Warnings for clean images that two roles share.
 
     Equal files are found by their content. If all roles together have at most `MOST_COMPARED` clean images,
-    photographs that were encoded, mirrored or framed anew are found, too.
+    photographs that were encoded, mirrored or framed differently are found, too.
     """
     photos = {role: _photos(data) for role, data in roles.items()}
     small = {}
@@ -59,7 +59,7 @@ def find_shared(roles: Mapping[str, DataSet], *, progress: bool = True) -> list[
 
 
 def _photos(data: DataSet) -> dict[str, Photo]:
-    """The clean images of a data set by their keys."""
+    """The clean images of a data set by key."""
     column = 1 if data.kind == "pairs" else 0
     positions = {int(element[column]): name for element, name in zip(data.elements, data.names, strict=True)}
     return {

@@ -100,7 +100,7 @@ Scenes = FileScenes | PhotographScenes | MatScenes
 def open_scenes(rgb: str | os.PathLike, depth: str | os.PathLike | None = None, first_id: int = 1) -> Scenes:
     """Scenes from a .mat, or from folders or tars of images and of depths.
 
-    depth: None for the same place, "plausible" for photographs that have none.
+    depth: None for the same place as `rgb`, "plausible" for photographs that have none.
 
     Raises: ValueError or OSError naming what is missing.
     """

@@ -213,7 +213,7 @@ def _carried(split: str, sky: float) -> tuple:
 
 
 def _without_repeats(items: Sequence[Item], width: int, names: list[str]) -> tuple:
-    """Hold an item that occurs twice once; elements of `width` items each."""
+    """Store repeated items only once; elements have `width` items each."""
     positions: dict[Item, int] = {}
     held = [positions.setdefault(item, len(positions)) for item in items]
     return list(positions), [held[i : i + width] for i in range(0, len(held), width)], names

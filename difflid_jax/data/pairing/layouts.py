@@ -62,7 +62,7 @@ class Layout:
     counts, numbers: pairs, and ids, of each split (None: without a split).
     name: the form of its degraded file names. levels: whether every scene has the same haze levels.
     darkened: whether degraded images are darker than clean ones.
-    only_split: the split that a set without splits is for TFDS.
+    only_split: the TFDS split that holds a set without splits.
     """
 
     title: str
@@ -160,7 +160,7 @@ def layout_of(dataset: str) -> Layout:
 
 
 def find_folders(root: Path, dataset: str, split: str | None) -> tuple[Path, Path]:
-    """The folders of degraded and clean images at or under `root` (twice the same one if they share it).
+    """The folders of degraded and clean images at or under `root` (the same one twice if they share it).
 
     Raises: FileNotFoundError if `root` does not exist; ValueError if it has no such folders, or several that
     fit equally well.

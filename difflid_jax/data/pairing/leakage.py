@@ -1,4 +1,4 @@
-"""Test images in a training set: equal files, and equal photographs that were encoded or cropped anew."""
+"""Test images in a training set: equal files, and the same photographs encoded or cropped differently."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

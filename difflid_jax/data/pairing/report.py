@@ -14,7 +14,7 @@ class Finding:
     """One kind of finding; `items` names each case, with its file.
 
     severity: "error" must be repaired; "omitted" means that pairs were left out, so that a score over the
-        rest is not a score on the set; "warning" may be intended; "note" tells how the set was read.
+        rest is not a score on the set; "warning" may be intended; "note" describes how the set was read.
     """
 
     severity: Severity
