@@ -1,4 +1,4 @@
-"""The convolutions of AlexNet, with which LPIPS measures.
+"""The convolutions of AlexNet, which LPIPS uses.
 
 Source: Krizhevsky 2014; layers as torchvision's `alexnet`.
 """

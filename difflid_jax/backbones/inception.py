@@ -23,7 +23,7 @@ CHANNELS = 2048
 
 
 def load_inception(name_or_folder: str | os.PathLike) -> "Inception":
-    """The features with the weights of a folder of kind 'inception'.
+    """The feature extractor with the weights of a folder of kind 'inception'.
 
     Raises FileNotFoundError if there is none, ValueError if the weights do not fit.
     """
@@ -36,7 +36,7 @@ def load_inception(name_or_folder: str | os.PathLike) -> "Inception":
 class Inception:
     """`features = inception(images)`: (B,H,W,3) floats in [0,1], of any size → (B,2048) float32.
 
-    Only the resizing is compiled for each image size; the network for each B.
+    Only the resizing is compiled for each image size; the network is compiled for each B.
     """
 
     def __init__(self, network: "InceptionNetwork") -> None:
@@ -63,7 +63,7 @@ def _features(graph: nnx.GraphDef, state: nnx.State, images: Array) -> Float[Arr
 def resize_bilinear(images: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b h2 w2 c"]:
     """Resize to height × width, as PyTorch's bilinear `interpolate` with align_corners=False.
 
-    Pixel centres are kept; nothing is smoothed when an image is made smaller.
+    Pixel centres are kept; shrinking is not anti-aliased.
     """
     shape = (images.shape[0], height, width, images.shape[3])
     return jax.image.resize(images, shape, "bilinear", antialias=False)

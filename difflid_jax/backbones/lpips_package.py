@@ -11,7 +11,7 @@ import numpy as np
 
 from difflid_jax.weights.torch_file import read_pickle_arrays
 
-# Our word for the net → (file, name of the trunk in it, number of its convolutions)
+# Our name for the net → (file, name of the trunk in it, number of its convolutions)
 _FILES = {"alex": ("alexnet.ckpt", "AlexNet_0", 5), "vgg": ("vgg16.ckpt", "VGG16_0", 13)}
 
 

@@ -1,4 +1,4 @@
-"""VGG-16 in place of the h-space (paper, Table 3), and the convolutions with which LPIPS measures.
+"""VGG-16 in place of the h-space (paper, Table 3), and the convolutions that LPIPS uses.
 
 The paper does not name the layer. We take the last pooling, `features.30` of torchvision's network: 512
 channels on the grid of the h-space, 1/32. A classifier has no timestep, so content and haze features are the

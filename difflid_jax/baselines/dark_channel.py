@@ -51,7 +51,7 @@ def atmospheric_light(
     """Sec. 4.4: the colour of the brightest among the 0.1 % haziest pixels (largest dark channel).
 
     Pixels that tie with the last of them are included, so that the order of a sort does not matter. At least
-    1e-3 in every channel, so that a black image does not divide by zero.
+    1e-3 in every channel, so that a black image causes no division by zero.
     """
     count = max(1, int(dark.size * BRIGHTEST))
     colours = image[dark >= np.partition(dark.ravel(), -count)[-count]]

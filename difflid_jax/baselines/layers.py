@@ -1,4 +1,4 @@
-"""Convolutions of the baselines, padded as their authors' frameworks pad."""
+"""Convolutions of the baselines, padded as in their authors' frameworks."""
 
 import jax
 import jax.numpy as jnp

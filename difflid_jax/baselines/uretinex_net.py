@@ -5,7 +5,7 @@ I = P · Q is split into reflectance P and illumination Q by three alternating s
 
 Source: test.py and network/ of AndersonYong/URetinex-Net; its weights store γ, λ and their steps. The
 published scores take the ratio of each image from its normal-light ground truth (evaluate.py); `__call__`
-uses the fixed ratio 5 of test.py, and `ratio` gives the other.
+uses the fixed ratio 5 of test.py, and `ratio` computes the other.
 """
 
 import itertools

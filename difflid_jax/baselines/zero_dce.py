@@ -14,8 +14,8 @@ CURVES = 8
 class ZeroDCE(nnx.Module):
     """DCE-Net, 79,416 parameters: seven 3×3 convolutions with symmetric skips predict eight curve maps A_n.
 
-    The curves of Eq. 3 are applied in turn, LE_n = LE_{n−1} + A_n LE_{n−1}(1 − LE_{n−1}), where the authors'
-    file stores −A_n (`enhance_net_nopool` in Zero-DCE_code/model.py of Li-Chongyi/Zero-DCE).
+    The curves of Eq. 3 are applied in turn, LE_n = LE_{n−1} + A_n LE_{n−1}(1 − LE_{n−1}); the authors' file
+    stores −A_n (`enhance_net_nopool` in Zero-DCE_code/model.py of Li-Chongyi/Zero-DCE).
     """
 
     def __init__(self, *, rngs: nnx.Rngs):

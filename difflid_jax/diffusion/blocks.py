@@ -40,7 +40,7 @@ def conv(
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution with PyTorch's symmetric padding of size // 2; `zero` starts it at zero."""
+    """A convolution with PyTorch's symmetric padding of size // 2; `zero` initializes it to zero."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -66,7 +66,7 @@ class GroupNorm(nnx.GroupNorm):
         if not self.use_fast_variance:
             return super().__call__(x)
         x = x.astype(jnp.float32)
-        # Both sums in one, of complex numbers.
+        # Both sums in one reduction, of complex numbers.
         grouped = jax.lax.complex(x, jnp.square(x)).reshape(*x.shape[:3], self.num_groups, -1)
         means = grouped.mean((1, 2, 4))[..., None]
         mean, square = jnp.real(means), jnp.imag(means)

@@ -1,4 +1,4 @@
-"""Training objectives of a diffusion model: the noise (paper Eq. 4) and, as OpenAI's, its variance.
+"""Training objectives of a diffusion model: the noise (paper Eq. 4) and, as in OpenAI's code, its variance.
 
 Simple loss (Eq. 4; Ho et al. 2020):   E ‖ε − ε_θ(x_t, t)‖²
 Hybrid loss (Nichol & Dhariwal 2021):  simple + λ · L_vlb, where L_vlb trains the variance channels only.
@@ -36,7 +36,7 @@ def simple_loss(predicted: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3
 
 
 def loss_by_time(graph: nnx.GraphDef, schedule: Schedule) -> Callable[..., Iterator[tuple[int, float]]]:
-    """measure(parameters, batches) for the U-Net of `graph`: (t, mean of Eq. 4) of every batch at every t.
+    """measure(parameters, batches) for the U-Net of `graph`: (t, mean of Eq. 4) for every batch and t.
 
     batches: images x_0 (B,H,W,3) in [-1,1] of one size; t: `SCORED_TIMES`. The noise depends only on the
     batch's number and t, so that all models are measured with the same noise. Class-conditional models get

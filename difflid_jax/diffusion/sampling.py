@@ -58,7 +58,7 @@ def step_back(
     noise: Float[Array, "b h w 3"],
     eta: float = 0.0,
 ) -> Float[Array, "b h w 3"]:
-    """x of step i−1, from x of step i of `schedule` and the model's output (3 or 6 channels) for it.
+    """x at step i−1, from x at step i of `schedule` and the model's output for it (3 or 6 channels).
 
     `noise` is standard normal. At i = 0 no noise is added.
     """
@@ -75,7 +75,7 @@ def step_back(
         return schedule.posterior_mean(x0, x, t) + jnp.exp(0.5 * log_variance) * noise
     now, then = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
     sigma = eta * np.sqrt((1 - then) / (1 - now)) * np.sqrt(1 - now / then)
-    # The noise that agrees with the clipped x̂_0.
+    # The noise consistent with the clipped x̂_0.
     predicted = (schedule.at(1 / np.sqrt(now), t) * x - x0) / schedule.at(np.sqrt(1 / now - 1), t)
     return (
         schedule.at(np.sqrt(then), t) * x0

@@ -13,7 +13,7 @@ NOISE_SCHEDULES = ("linear", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class UNetSpec:
-    """Architecture of an ADM U-Net, in the words of guided-diffusion's UNetModel.
+    """Architecture of an ADM U-Net, with the names of guided-diffusion's UNetModel.
 
     `attention_resolutions` are down-sampling rates (2 means half the image size). A
     `num_head_channels` other than −1 overrides `num_heads`. `noise_schedule` and `diffusion_steps` are those
@@ -38,7 +38,7 @@ class UNetSpec:
     noise_schedule: str = "linear"
 
     def __post_init__(self):
-        # Twice what the largest released model has, or more: a file cannot ask for a network without bounds.
+        # At least twice the largest released model's values: a file cannot ask for an unbounded network.
         schema.check(
             self,
             "unet",

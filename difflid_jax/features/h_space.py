@@ -4,8 +4,8 @@ At t₁ = 0 the h-space holds the content, at t₂ = 500 the haze. Both come fro
 the encoder and the middle block; the decoder, more than half of the work, is not run.
 
 Timesteps: t = 0 means x_0 = x, without noise, and timestep 0 for the U-Net (the paper's x_0); t ≥ 1 means
-x_t of Eq. 2 with ᾱ = alphas_cumprod[t], counted from 0. The released code adds the noise of step 0 at t = 0,
-too: `noise_at_zero`.
+x_t of Eq. 2 with ᾱ = alphas_cumprod[t], counted from 0. With `noise_at_zero`, as in the released code, the
+noise of step 0 is added at t = 0, too.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from difflid_jax.weights import schema
 
 @dataclasses.dataclass(frozen=True)
 class HSpaceSpec:
-    """What is read: at which `times` (t₁, t₂), in which layer, at which size.
+    """What is read from the U-Net: at which `times` (t₁, t₂), from which layer, at which size.
 
     layer: "middle" (h-space), "encoder:i", "decoder:i" (Table 3's Layer-E and Layer-D) or "output".
-    side: the prior sees every image resized to side×side pixels (0: at its own
-        size). It then sees a whole image as it saw training's crops, at a fixed cost, and h keeps its grid.
+    side: the prior sees every image resized to side×side pixels (0: at its own size). It then sees a whole
+        image as it saw training's crops, at a fixed cost, and h keeps its grid.
     """
 
     times: tuple[int, int] = (0, 500)
@@ -52,7 +52,7 @@ class HSpaceSpec:
         return "all" if self.layer.startswith(("decoder", "output")) else "encoder"
 
     def multiple(self, unet: UNetSpec) -> int:
-        """Sides of an image must be multiples of this. Raises ValueError if `side` is none of the U-Net's."""
+        """Sides of an image must be multiples of this. Raises ValueError if `side` does not fit it."""
         if self.side % unet.stride:
             raise ValueError(f"features.side: expected a multiple of {unet.stride}, found {self.side}")
         return 1 if self.side else unet.stride
@@ -123,7 +123,7 @@ def layers_at(
 
 
 def _noise(x: Float[Array | np.ndarray, "b h w 3"], key: Array) -> Float[Array, "b h w 3"]:
-    """Gaussian noise of x's shape; image i has its own, whatever the size of the batch."""
+    """Gaussian noise of x's shape; image i has its own, independent of the batch size."""
     each = jnp.arange(x.shape[0])
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], jnp.float32))(each)
 

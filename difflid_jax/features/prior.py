@@ -55,7 +55,7 @@ def load_prior(
 
 
 def random_prior(spec: UNetSpec, seed: int, *, part: str = "encoder", dtype: Any = jnp.float32) -> Prior:
-    """A prior of architecture `spec` with random weights: the control that knows nothing of photographs."""
+    """A prior of architecture `spec` with random weights: a control that knows nothing about photographs."""
     unet = UNet(spec, part=part, dtype=dtype, rngs=nnx.Rngs(seed))
     in_compute_dtype(unet)
     return Prior(unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps), f"random:{seed}")

@@ -1,8 +1,8 @@
 """The features of the authors' PyTorch release, which are not the h-space of the paper.
 
 Reference: HSpaceExtractor in models/net.py of aaaasan111/difflid. It takes the *output* of the diffusion
-U-Net (6 channels at the image's own size), hands it ᾱ_t in place of the timestep t, adds noise at t₁ = 0
-too (ᾱ_0 = 0.9999) and draws new noise for each map and each call; here `key` says which.
+U-Net (6 channels at the image's own size), passes it ᾱ_t in place of the timestep t, adds noise at t₁ = 0
+too (ᾱ_0 = 0.9999) and draws new noise for each map and each call; here `key` determines the noise.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """The view: an image as the frozen model sees it, made of the image's own pixels and nothing else.
 
 The model needs sides that are multiples of its stride, or one fixed side. An image of another size is
-resized, at most by half a multiple a side, instead of padded: reflected strips would enter its features.
+resized, by at most half a multiple per side, instead of padded: reflected strips would enter its features.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def resized(
     method = Image.Resampling.BOX if average else Image.Resampling.BILINEAR
 
     def channel(c: int) -> np.ndarray:
-        # One at a time: a large photograph would not fit often as float32.
+        # One channel at a time: several float32 copies of a large photograph might not fit in memory.
         plane = image if image.ndim == 2 else image[..., c]
         return np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size[::-1], method))
 

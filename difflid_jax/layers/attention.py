@@ -43,7 +43,7 @@ def in_chunks(
 ) -> Float[Array, "b n ..."]:
     """attend(q, k, v) for queries q of a grid, in chunks of at most `max_scores` scores; n = h·w.
 
-    `attend` takes q (B,N,…), k and v, or (N,…) and one image's k and v. `scores`: of one query.
+    `attend` takes q (B,N,…), k and v, or (N,…) and one image's k and v. `scores`: number per query.
     """
     batch, height, width = q.shape[:3]
     if not isinstance(height * width * scores, int) or (
@@ -77,6 +77,6 @@ def in_chunks(
 
 
 def _chunks(queries: int, size: int) -> int:
-    """The number of chunks of at most `size`; up to twice as many if these are equal: nothing is padded."""
+    """The number of chunks of at most `size`; up to twice as many if they are then equal (no padding)."""
     least = -(-queries // size)
     return next((count for count in range(least, 2 * least) if queries % count == 0), least)

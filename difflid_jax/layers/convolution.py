@@ -33,7 +33,7 @@ def convolve_joined(
     padding: Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b h w d"]:
-    """1×1 convolution of two concatenated maps: the sum of two, for which the compiler joins nothing."""
+    """1×1 convolution of two concatenated maps, as a sum of two, so that the maps are never joined."""
     halves = zip(jnp.split(x, 2, axis=-1), jnp.split(kernel, 2, axis=2), strict=True)
     return sum(lax.conv_general_dilated(x, half, strides, padding, **options) for x, half in halves)
 
@@ -43,5 +43,5 @@ class UpConv(nnx.Conv):
 
     @cpu.on_cpu(convolution.convolve_doubled)
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        # Gradients enlarge x again: the enlarged map takes four times the memory.
+        # Gradients recompute the enlarged map, which takes four times the memory of x.
         return jax.checkpoint(lambda x: super(UpConv, self).__call__(enlarge_twice(x)))(x)

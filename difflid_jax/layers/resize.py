@@ -40,9 +40,9 @@ def resize(
 def enlarge(
     x: Float[Array, "b m n c"], size: Sequence[int], window: Window = WHOLE
 ) -> Float[Array, "b h w c"]:
-    """As `resize`; of a map of few rows and columns by a sum, which an accelerator computes where it is used.
+    """As `resize`; for few rows and columns as a sum, which an accelerator computes where it is used.
 
-    Matrix products would write the large map, and with other orders of axes.
+    Matrix products would write the large map, and with its axes in another order.
     """
     few = all(isinstance(length, int) and length <= _FEW for length in x.shape[1:3])
     if not few:
@@ -66,7 +66,7 @@ def _interleave(before: jax.Array, x: jax.Array, after: jax.Array, axis: int) ->
 
 
 def average(x: Float[Array, "b h w c"], window: Window = WHOLE) -> Float[Array, "b 1 1 c"]:
-    """The float32 average of x, which covers `window`, over what of its pixels is inside the image."""
+    """The float32 average of x, which covers `window`, over the part of it that is inside the image."""
     (_, rows), (_, columns) = bilinear_weights(x.shape[1:3], (1, 1), window)
     inside = (rows[:, None] * columns)[:, :, None]
     return (x * inside).sum((1, 2), keepdims=True) / inside.sum()
@@ -75,10 +75,10 @@ def average(x: Float[Array, "b h w c"], window: Window = WHOLE) -> Float[Array, 
 def bilinear_weights(
     size: Sequence[int], maps: Sequence[int], window: Window = WHOLE
 ) -> tuple[tuple[Float[Array, "h m"], Float[Array, " h"]], tuple[Float[Array, "w n"], Float[Array, " w"]]]:
-    """Of rows and of columns: weights of m×n maps in their `window` at `size` (h,w); share inside the image.
+    """(weights, share inside the image) for rows, then columns, of m×n maps resized in `window` to `size`.
 
-    As `jax.image.scale_and_translate(method="linear")`: pixel centres at half integers, antialiasing where it
-    shrinks. But pixels beyond the image take the values of its edge.
+    As `jax.image.scale_and_translate(method="linear")`: pixel centres at half integers, antialiased when
+    shrinking. But pixels beyond the image take the values of its edge.
     """
     top, left, bottom, right = window
     return _weights(size[0], maps[0], top, bottom), _weights(size[1], maps[1], left, right)
@@ -87,7 +87,7 @@ def bilinear_weights(
 def _weights(many: int, few: int, start: SupportsFloat, stop: SupportsFloat) -> tuple[jax.Array, jax.Array]:
     index = jnp.arange(many, dtype=jnp.float32)
     step = 1 / jnp.asarray(many / ((stop - start) * few), jnp.float32)
-    # How much of each pixel is inside: at a deep level one may be half of image, half of padding.
+    # How much of each pixel is inside: at a deep level one may be half image, half padding.
     inside = jnp.clip((1 - start) * many / (stop - start) - index, 0, 1)
     position = jnp.clip((index + 0.5) * step + start * few - 0.5, -0.5, few - 0.5)
     distance = jnp.abs(position[:, None] - jnp.arange(few, dtype=jnp.float32)) / jnp.maximum(step, 1)

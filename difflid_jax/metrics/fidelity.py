@@ -23,7 +23,7 @@ UNIFORM_SIZE = 7
 def psnr(a: ArrayLike, b: ArrayLike) -> Float[Array, " b"]:
     """Peak signal-to-noise ratio in dB of each pair: (B,H,W,C) floats in [0,1], twice → (B,) float32.
 
-    The peak is 1. Equal images give infinity. Raises ValueError for arrays that are no floats or differ in
+    The peak is 1. Equal images give infinity. Raises ValueError for arrays that are not floats or differ in
     shape.
     """
     a, b = checked_pair(a, b)
@@ -39,7 +39,7 @@ def ssim(
     `window` is 'gaussian' (11×11, σ = 1.5) or 'uniform': 7×7 with the sample covariance, which is what
     scikit-image's `structural_similarity` computes by default. `downsample` first averages the
     image down by max(1, round(min(H,W)/256)), as Wang's own code and pytorch-msssim users do.
-    Raises ValueError for an image smaller than the window, unequal shapes or arrays that are no floats.
+    Raises ValueError for an image smaller than the window, unequal shapes or arrays that are not floats.
     """
     a, b = checked_pair(a, b)
     if downsample:

@@ -1,4 +1,4 @@
-"""Content integration module (paper Sec. 4.2, Eq. 6): every pixel asks the h-space at t₁ for content.
+"""Content integration module (paper Sec. 4.2, Eq. 6): every pixel queries the h-space at t₁ for content.
 
 h' = W_c h,  Q = W_Q F,  K = W_K h',  V = W_V h'
 F' = W_O · Softmax(QKᵀ/√d) V + F
@@ -33,7 +33,7 @@ class ContentIntegration(nnx.Module):
         h = self.compress(h)
         k, v = self.key(h), self.value(h)
 
-        # Gradients compute Q and the scores again, which take more memory than F.
+        # Gradients recompute Q and the scores, which take more memory than F.
         @jax.checkpoint
         def attend(f: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return attention(self.query(f), k, v, heads=self.heads)

@@ -72,7 +72,7 @@ class NetworkSpec:
 
     @property
     def reach(self) -> int:
-        """Pixels beyond which nothing reaches a pixel through the convolutions: 30 px for four levels."""
+        """How far the convolutions see from a pixel, in pixels: 30 px for four levels."""
         return 4 * self.stride
 
     @property
@@ -183,7 +183,7 @@ class DiffLI2D(nnx.Module):
         return self._restored(hazy.astype(jnp.float32), x), {"gates": tuple(found)}
 
     def _restored(self, hazy: jax.Array, x: jax.Array) -> jax.Array:
-        """The restored image, of the hazy one and the last feature map."""
+        """The restored image, from the hazy one and the last feature map."""
         return hazy + self.head(x).astype(jnp.float32)
 
     def _check(

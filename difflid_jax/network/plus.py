@@ -1,4 +1,4 @@
-"""DiffLI²D+: the paper's U-Net with other blocks and, if asked for, stem and head. Ours, not the paper's.
+"""DiffLI²D+: the paper's U-Net with other blocks and, optionally, stem and head. Ours, not the paper's.
 
 - Gated branches after CIM and HAE give the block what it lacks, a spatial, non-linear part:
 
@@ -7,13 +7,13 @@
 - The channel gate of Eq. 8 pools h instead of F'_m: g = σ(W_L · AvgPool(h)). A crop and the whole image then
   have the same gate, so tiles agree and nothing depends on padding.
 - h may belong to a larger image than F: `window` says which part of it F covers, per sample. A network can
-  so be trained on crops with the features of whole images.
+  thus be trained on crops with the features of whole images.
 
-3×3 convolutions repeat the border instead of padding with zeros: a constant image has no rim.
+3×3 convolutions repeat the border instead of padding with zeros, so that a constant image gets no rim.
 
-With `patch` 2, the network works at half of the image's size, on 2×2 pixels at once: twice as many channels
-take half of the time, and its convolutions see twice as far. With the head "affine" it predicts how the haze
-is undone, J = I + a ⊙ I + b per pixel and channel, so that the image's own detail survives.
+With `patch` 2, the network works at half of the image's size, on 2×2 pixels at once: with twice as many
+channels it takes half of the time, and its convolutions see twice as far. With the head "affine" it predicts
+how to undo the haze, J = I + a ⊙ I + b per pixel and channel, so that the image's own detail survives.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class PlusSpec(NetworkSpec):
 
     @property
     def reach(self) -> int:
-        """As of the paper's network, and a position of its level further for every branch on the way."""
+        """As in the paper's network, plus one position of its level for every branch on the way."""
         return super().reach + self.branches * (3 * self.stride - 2 * self.patch)
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class PlusBlock(nnx.Module):
         gate: None = None,
         window: Window | Float[Array, "b 4"] = WHOLE,
     ) -> tuple[Float[Array, "b h w c"], None]:
-        """(F_o, None): no gate depends on F, so none is found and none can be given."""
+        """(F_o, None): no gate depends on F, so none is returned and none can be passed."""
         f = self.content(f, h_content)
         f = self.haze(f, h_haze, window)
         for branch in self.branches:

@@ -50,7 +50,7 @@ class ReleaseSpec:
 
     @property
     def reach(self) -> int:
-        """Pixels beyond which nothing reaches a pixel through the convolutions."""
+        """How far the convolutions see from a pixel, in pixels."""
         return 4 * self.stride
 
     @property
@@ -59,7 +59,7 @@ class ReleaseSpec:
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields; `network` tells them from the paper's network."""
+        """JSON-ready fields; `network` distinguishes them from the paper's network."""
         return {"network": "release", **dataclasses.asdict(self)}
 
     @classmethod

@@ -1,6 +1,6 @@
 """Forms of the layers that take less time on a CPU, and the one place that chooses them.
 
-A layer is written in its plain form, which is what it means and what accelerators run. `on_cpu` names the
+A layer is written in its plain form, which defines it and which accelerators run. `on_cpu` names the
 function of this package that computes the same on a CPU. The choice follows the platform that a program is
 compiled for, not the one that traces it, so that exported and ahead-of-time compiled programs hold the form
 of their own platform. Times in this package were measured on two cores with jax 0.10.2.

@@ -112,7 +112,7 @@ def _squares(x: jax.Array, axis: int) -> jax.Array:
 def _softmax_of_bounded(scores: jax.Array) -> jax.Array:
     """Softmax over the last axis of up to `_MAX_KEYS` float32 scores between ±`_MAX_SCORE`.
 
-    Softmax(s)ₘ ∝ (exp(sₘ/8) / Σ exp(s/8))⁸ stays within float32 without a maximum: to find the maximum of 16
+    Softmax(s)ₘ ∝ (exp(sₘ/8) / Σ exp(s/8))⁸ stays within float32 without a maximum: finding the maximum of 16
     scores takes as long as the rest.
     """
     root = jnp.exp(scores / 8)

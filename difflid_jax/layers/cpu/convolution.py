@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from difflid_jax.layers.resize import DOUBLED
 
-# Convolutions from or to at most so many channels are rewritten.
+# Convolutions from or to at most this many channels are rewritten.
 _FEW_CHANNELS = 3
 
 
@@ -42,7 +42,7 @@ def _convolve_small(
 ) -> jax.Array:
     """One matrix product, for a map with fewer positions than the kernel.
 
-    For these XLA leaves its fast path for loops that take 30 times as long and more (3×3 on 2×2).
+    For these, XLA replaces its fast path by loops that take 30 times as long or more (3×3 on 2×2).
     """
     sides, taps = x.shape[1:3], kernel.shape[:2]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -86,9 +86,9 @@ def _convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def convolve_doubled(conv: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
     """`UpConv.__call__` of `conv`, 3×3: bilinear ×2, then the convolution, in 0.3 to 0.5 of the time.
 
-    Enlarging is linear, and so is what three taps make of it: each of the two rows that a row becomes is a
+    Enlarging is linear, and so are the three taps that follow: each of the two rows that a row becomes is a
     sum of three rows of x, weighted by `DOUBLED`. Across columns the weights are folded into the kernel.
-    This takes half of the multiplications, and the enlarged map is never there.
+    This takes half of the multiplications, and the enlarged map is never stored.
     """
     kernel, bias = (value[...].astype(x.dtype) for value in (conv.kernel, conv.bias))
     batch, height, width, inputs = x.shape

@@ -38,7 +38,7 @@ def _average_modulated(
     rows: tuple[jax.Array, jax.Array],
     columns: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
-    """AvgPool(γ ⊙ F + β) over what is inside the image, float32 (B,1,1,C).
+    """AvgPool(γ ⊙ F + β) over the part inside the image, float32 (B,1,1,C).
 
     The average of (R γ Cᵀ) ⊙ F over the pixels is that of γ ⊙ (Rᵀ F C): matrix products, on small maps.
     """
