@@ -35,7 +35,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# How Pillow's errors begin for sound files that it cannot read, such as 12-bit JPEG and floating-point RGB.
+# How Pillow's errors begin for intact files that it cannot read, such as 12-bit JPEG and floating-point RGB.
 _UNSUPPORTED = ("cannot handle", "unknown pixel mode", "unknown data organization")
 # Text and profiles, which Pillow inflates and limits to 1 MB although the pixels do not depend on them.
 _PNG_TEXT = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP"))
@@ -78,7 +78,7 @@ def image_size(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tupl
 
 
 def check_image(path: str | os.PathLike, *, thorough: bool = True, max_pixels: int = MAX_PIXELS) -> Header:
-    """Make sure that `read_image` would accept an image.
+    """Check that `read_image` would accept an image.
 
     A thorough check decodes it. Otherwise only the header and the end of the file are read, which finds
     everything except damage in the middle, and only doubtful images (alpha, an unusual end) are decoded.
@@ -248,7 +248,7 @@ def _without_text(file: io.BufferedIOBase) -> io.BufferedIOBase:
 
 def _kind(image: Image.Image, file: io.BufferedIOBase) -> str:
     # Pillow opens 16-bit RGB as mode "RGB" and drops the low bytes, and drops channels that TIFF does not
-    # specify: the mode alone does not tell.
+    # specify: the mode alone is not enough.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         return "several-frame"
     if image.mode.startswith(("I", "F")) or _bits(image, file) > 8:
@@ -265,7 +265,7 @@ def _kind(image: Image.Image, file: io.BufferedIOBase) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Pillow itself turns a TIFF upright, and returns the size that it has then.
+    # Pillow itself turns a TIFF upright, and returns the resulting size.
     if image.format == "TIFF":
         return 1
     # Image.getexif would decode a whole PNG to look behind its pixels.
@@ -276,7 +276,7 @@ def _orientation(image: Image.Image) -> int:
     except (MemoryError, Warning):
         raise
     except DECODING_ERRORS:
-        # Sound pixels are not refused for damaged metadata.
+        # Intact pixels are not refused because of damaged metadata.
         return 1
     return orientation if orientation in _UPRIGHT else 1
 

@@ -1,4 +1,4 @@
-"""What kind of file it is, by its first bytes: supported formats, and names for those that are not."""
+"""The kind of a file, from its first bytes: the supported formats, and names for unsupported ones."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""The kinds of image that people have in Python, split into pixels and alpha and put together again.
+"""The kinds of image that callers pass in, split into pixels and alpha and put together again.
 
 PIL images: 1, L, LA, P, PA, RGB, RGBA, I;16. NumPy and JAX arrays: uint8, uint16, or floats in [0,1], of
 shape (H,W), (H,W,C) or (N,H,W,C) with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA). Alpha is carried
@@ -48,7 +48,7 @@ def through(image: Any, restore: Callable[[Pixels], Pixels]) -> Any:
 
 
 def _named(image: Any) -> str:
-    """What an object of an unsupported type is, and how to convert it."""
+    """A name for an object of an unsupported type, and how to convert it."""
     kind = type(image)
     if isinstance(image, str | os.PathLike):
         return f"the path {os.fspath(image)!r}; open it with PIL.Image.open, or use the program restore"

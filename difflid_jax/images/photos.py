@@ -1,9 +1,9 @@
-"""Photographs of users: read with everything that belongs to them, written back in the same kind.
+"""Users' photographs: read with everything in the file, written back in the same format.
 
 JPEG, PNG, WebP, TIFF and BMP; 8 and 16 bit; grey, RGB, palette (becomes RGB), alpha and further channels.
 Unlike `images.files`, which refuses what a data set must not contain, this module keeps what a photograph
 came with: bit depth, alpha, EXIF, XMP, IPTC, text, resolution, colour profile, and how it was coded. It is
-stored turned as it was, so that its metadata stay true. docs/files.md says what becomes of each kind.
+stored in its original orientation, so that its metadata stay valid; see docs/files.md for each format.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Photo:
 
 
 def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read a photograph with everything that belongs to it; EXIF orientation is applied to the pixels.
+    """Read a photograph with everything in the file; EXIF orientation is applied to the pixels.
 
     Raises: ValueError naming the file, what was found and what to do, for a file that is not an image, is
     damaged, has more than `max_pixels`, or is of an unsupported kind. OSError if it cannot be opened.

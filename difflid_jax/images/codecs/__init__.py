@@ -2,7 +2,7 @@
 
 libvips (pyvips, LGPL; 18 MB installed) decodes and encodes PNG and TIFF at any bit depth; Pillow does JPEG,
 WebP and BMP, which hold 8 bits only, because its JPEG encoder takes the quantisation tables of the file that
-was read. Metadata are carried as the bytes they came as, chunk by chunk, segment by segment and tag by tag:
+was read. Metadata are copied as raw bytes, chunk by chunk, segment by segment and tag by tag:
 libvips keeps only some of them, Pillow re-encodes text and types, tifffile cannot write EXIF directories,
 and exiv2, which carries EXIF, IPTC and XMP only, is under the GPL and installs 49 MB.
 """
@@ -16,7 +16,7 @@ Samples = UInt8[ndarray, "h w c"] | UInt16[ndarray, "h w c"]
 
 
 class Unsupported(ValueError):
-    """A sound file of a kind that is not supported; the message says which, and what to do."""
+    """An intact file of an unsupported kind; the message says which, and what to do."""
 
 
 class Decoded(NamedTuple):

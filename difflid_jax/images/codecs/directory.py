@@ -57,7 +57,7 @@ class Reader:
     """Reads the directories of a TIFF, BigTIFF or EXIF block."""
 
     def __init__(self, data: bytes | bytearray | memoryview):
-        """Raises ValueError if `data` does not begin as TIFF does."""
+        """Raises ValueError if `data` does not begin like a TIFF."""
         self.data = data
         start = bytes(data[:4])
         self.order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
@@ -108,7 +108,7 @@ class Reader:
             except (ValueError, struct.error):
                 if not seen:
                     raise
-                # A link to nowhere, which some writers leave behind the last directory.
+                # A link to nowhere, which some writers leave after the last directory.
                 return
             seen.add(offset)
             yield directory
@@ -137,7 +137,7 @@ class Reader:
 
 
 def write(entries: dict[int, "Entry | dict"], offset: int) -> bytes:
-    """A little-endian classic TIFF directory for `offset`, with its values behind it.
+    """A little-endian classic TIFF directory for `offset`, followed by its values.
 
     A dict among the entries becomes a directory of its own, and its tag points to it.
     """
@@ -173,7 +173,7 @@ def updated_exif(exif: bytes, width: int, height: int) -> bytes:
     """An EXIF block (with or without its "Exif" header) for new pixels of `width` × `height` as stored.
 
     Recorded sizes are corrected and the link to the preview, which shows the old pixels, is cut; in place, so
-    that maker notes keep their offsets. A block that cannot be followed is returned as it is.
+    that maker notes keep their offsets. A block that cannot be parsed is returned unchanged.
     """
     header = _EXIF_HEADER if exif.startswith(_EXIF_HEADER) else b""
     data = bytearray(exif[len(header) :])

@@ -12,15 +12,15 @@ from PIL import Image, JpegImagePlugin
 
 from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory
 
-# A restored image is coded at least this well: detail that a coarse quantiser did not see under the haze
-# must not be lost to it now.
+# A restored image is coded at least this well, so that a coarse quantiser does not lose the detail that was
+# hidden by haze.
 LEAST_QUALITY = 92
 _SCAN, _END = 0xDA, 0xD9
 # Some writers pad their files.
 _PADDING = 64
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# The next marker behind coded data, in which 0xFF is followed by 0 or a restart marker.
+# The next marker after coded data, in which 0xFF is followed by 0 or a restart marker.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SEQUENTIAL = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 _PREVIEW_RESOURCES = (1033, 1036)
@@ -54,7 +54,7 @@ def read(data: bytes, max_pixels: int) -> Decoded:
 
 
 def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
-    """A JPEG of `samples` coded like the file that `read` met, but not worse than `LEAST_QUALITY`."""
+    """A JPEG of `samples`, coded like the file that was read but no worse than `LEAST_QUALITY`."""
     file = io.BytesIO()
     Image.fromarray(samples.squeeze(-1) if samples.shape[2] == 1 else samples).save(
         file,

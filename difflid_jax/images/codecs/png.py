@@ -1,4 +1,4 @@
-"""PNG: pixels by libvips; every chunk about the image is carried unread, of any length."""
+"""PNG: pixels by libvips; every chunk about the image is copied unread, whatever its length."""
 
 import struct
 import zlib

@@ -1,7 +1,7 @@
-"""TIFF and BigTIFF: pixels by libvips, every tag about the image carried as it is.
+"""TIFF and BigTIFF: pixels by libvips, every tag about the image copied unchanged.
 
-Written as classic TIFF, deflate with horizontal differences: libvips writes the pixels, and a directory of
-its tags for them and of the file's own for everything else replaces its directory.
+Written as classic TIFF, deflate with horizontal differences: libvips writes the pixels, and its directory is
+replaced by one that takes the tags about the pixels from it and all others from the file that was read.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ _DEVELOP = "develop it with a raw converter and save a TIFF, PNG or JPEG"
 def read(data: bytes, max_pixels: int) -> Decoded:
     """Decode a TIFF of one page: 8 or 16 bit, grey or RGB (also palette and YCbCr), with further channels.
 
-    Alpha and unspecified channels follow the colours; colours that were multiplied by alpha are divided by
-    it. Fewer bits and palettes become 8 bit.
+    Alpha and unspecified channels follow the colours; premultiplied colours are divided by alpha. Fewer bits
+    and palettes become 8 bit.
 
     Raises: Unsupported, naming what the file holds, for everything else: several pages, a preview in front
     of the image (camera raw), floating point, CMYK and so on. ValueError for damage.
@@ -57,7 +57,7 @@ def read(data: bytes, max_pixels: int) -> Decoded:
     colours, extra = _check_kind(page)
     # The limit is meant for up to four channels.
     check_size(width, height, 4 * max_pixels // max(4, colours + len(extra)))
-    # libtiff fails at tags that do not matter for the pixels, such as an unknown type or unit.
+    # libtiff fails on tags that do not matter for the pixels, such as an unknown type or unit.
     samples = vips.decode(reader.keep_only(reader.first, _CODING), "tiffload_buffer")
     if samples.shape != (height, width, colours + len(extra)):
         raise ValueError(f"expected {height}×{width}×{colours + len(extra)} samples, found {samples.shape}")
@@ -93,7 +93,7 @@ def _size(page: Directory) -> tuple[int, int]:
 
 
 def _check_pages(reader: Reader, first: Directory) -> tuple[str, ...]:
-    """What of further images is not kept. Raises Unsupported if the first is not the only photograph."""
+    """Which further images are not kept. Raises Unsupported if the first is not the only photograph."""
     width, height = _size(first)
     if _DNG_VERSION in first.entries or first.integer(_PHOTOMETRIC, 0) in _RAW_COLOURS:
         raise Unsupported(f"a camera raw file (its TIFF holds sensor data); {_DEVELOP}")

@@ -43,7 +43,7 @@ def encode(samples: Samples, saver: str, **options: str | int | bool) -> bytes:
 
 
 def _called(operation: Callable[[Any], Any]) -> Any:
-    # Here, because loading libvips takes time that other programs need not spend.
+    # Imported here so that programs that do not need libvips do not wait for it to load.
     import pyvips
 
     pyvips.cache_set_max(0)

@@ -30,7 +30,7 @@ def read(data: bytes, max_pixels: int) -> Decoded:
 
 
 def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
-    """A WebP of `samples`, coded as the file that `read` met."""
+    """A WebP of `samples`, coded like the file that was read."""
     file = io.BytesIO()
     quality = 80 if kept["lossless"] else LEAST_QUALITY
     # `exact` keeps the colours under full transparency.
