@@ -9,7 +9,7 @@ A data set in its own layout, or any two folders, with the shipped weights or an
     python -m difflid_jax.evaluate --data=/data/SOTS/indoor --dataset=sots_indoor --weights=haze
     python -m difflid_jax.evaluate --hazy=DIR --clean=DIR --weights=weights/aod_net --output=aod_net.json
 
-Images that other programs restored: of one, or of several as RESULTS/METHOD/NAME.png for every hazy NAME:
+Images restored by another program, or by several as RESULTS/METHOD/NAME.png for every hazy NAME:
 
     python -m difflid_jax.evaluate --clean=DIR --restored=DIR --output=theirs.json
     python -m difflid_jax.evaluate --hazy=DIR --clean=DIR --results=RESULTS --weights=haze --output=all.json
@@ -96,10 +96,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def evaluate_methods(options: flags.FlagValues) -> int:
-    """Score what the flags ask for, write the files, print the table; the exit status."""
+    """Score what the flags ask for, write the files and print the table; return the exit status."""
     _check_combination(options)
     output = _output(options)
-    # Here, because --help and a refusal should not take as long as loading JAX.
+    # Imported here so that --help and usage errors do not wait for JAX to load.
     from difflid_jax import parallel
 
     with parallel.processes("evaluate", options.multihost):
@@ -219,7 +219,7 @@ def _methods(options: flags.FlagValues) -> "list[Method]":
     names = options.method or ([] if weights or options.results else ["difflid"])
     methods = load_methods(names, weights, tile=options.tile) if names or weights else []
     if options.ensemble == "flip":
-        # The identity would gain nothing, and time.
+        # The identity has nothing to gain from averaging.
         methods += [method.flipped() for method in methods if method.name != "identity"]
     return methods
 
@@ -231,7 +231,7 @@ def _results(options: flags.FlagValues, test: "TestSet") -> "list[Method]":
 
 
 def _output(options: flags.FlagValues) -> Path | None:
-    """Where the scores go: checked to be writable before anything is computed, created afterwards."""
+    """The path of the scores: checked to be writable before anything is computed, created afterwards."""
     if options.output:
         output = Path(options.output)
     elif options.workdir:

@@ -9,9 +9,9 @@
 Every run is a workdir of `train` below --workdir: the same command resumes an interrupted study, finished
 runs are kept, and the page is rewritten after each of them. --dry_run lists the runs.
 
-Written into --output: EXHIBIT.md with ours over the seeds, the paper's and the differences, EXHIBIT.csv with
-every run and the SHA-256 of its weights, and for figure8 a plot. figure1, figure2 and figure7 are made by
-`study` and written into OUTPUT/EXHIBIT.
+Written into --output: EXHIBIT.md with our scores over the seeds, the paper's and the differences, EXHIBIT.csv
+with every run and the SHA-256 of its weights, and for figure8 a plot. figure1, figure2 and figure7 are made
+by `study` and written into OUTPUT/EXHIBIT.
 """
 
 import shlex
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _study(options: flags.FlagValues) -> int:
-    """Figs. 1, 2 and 7: one command of the study of Sec. 4.1; its exit status."""
+    """Run the study of Sec. 4.1 behind Figs. 1, 2 and 7; return its exit status."""
     command = _study_command(options)
     if options.dry_run:
         print(shlex.join(command[1:]))

@@ -7,12 +7,12 @@
     python -m difflid_jax.study probe …
 
 decoders: Eq. 5 and Fig. 2. Trains one decoder D_t per timestep on clean images (--train, --train_ids) and
-shows what it makes of the hazy and the clean images of --data. An interrupted study resumes with the same
+shows how it reconstructs the hazy and clean images of --data. An interrupted study resumes with the same
 command; finished decoders are kept.
 tsne: Figs. 1 and 7, h-space and image space, with random weights as control.
-probe: for every layer and timestep how well hazy is told from clean in scenes not seen, how well β and A are
-read (--source=rgbd, where they are known), and how often a hazy image finds its clean partner; with random
-weights as control.
+probe: for every layer and timestep, how well linear probes separate hazy from clean in unseen scenes and
+predict β and A (--source=rgbd, for which they are known), and how often a hazy image finds its clean partner;
+with random weights as control.
 
 Written to --output: WHAT.md, WHAT.csv and images. Choose scenes that the prior was not trained on.
 """
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def study(arguments: Sequence[str], options: flags.FlagValues) -> int:
-    """Run the study that the first argument or --what names; the exit status."""
+    """Run the study that the first argument or --what names; return the exit status."""
     named = [*arguments, *([options.what] if options.what else [])]
     if len(named) != 1 or named[0] not in STUDIES:
         raise UsageError(f"name one study, {', '.join(STUDIES)}; found {' '.join(named) or 'none'}")

@@ -1,1 +1,1 @@
-"""Scores of dehazing methods on data sets, their reports, and what a prior's features tell."""
+"""Scores of dehazing methods on data sets, their reports, and probes of a prior's features."""

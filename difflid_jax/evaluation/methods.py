@@ -1,6 +1,6 @@
 """The dehazing methods that can be scored, by name: those that need no weights and those that do.
 
-A weights folder states its `kind`, so weights are given as a list and each finds its method.
+A weights folder states its `kind`, so weights are given as a list and matched to methods by kind.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class Method:
     """One row of a results table.
 
     restore: hazy float32 (H,W,3) in [0,1] → restored, same shape.
-    parameters: trained numbers; frozen: those of the diffusion prior that it sees the image with.
+    parameters: number of trained ones; frozen: number of those of its diffusion prior.
     facts: where its weights come from, for the report (weights, sha256, prior, seed, …).
     with_seed: another seed of the prior's noise → the function that restores with it; None if the method
         draws no noise.
@@ -136,7 +136,7 @@ def _with_weights(name: str, folder: str, label: str, tile: str | int) -> Method
 
 
 def _on_one(baseline: Baseline) -> Restore:
-    """A baseline, which takes a batch, on one image (H,W,3)."""
+    """A baseline, which takes a batch, as a function of one image (H,W,3)."""
     return lambda image: baseline(image[None])[0]
 
 

@@ -1,4 +1,4 @@
-"""What a diffusion prior knows of photographs and of haze: the claims of the paper's Sec. 4.1 as numbers.
+"""What a diffusion prior knows about photographs and haze: the claims of the paper's Sec. 4.1 as numbers.
 
 Figs. 1 and 7 show that at a small timestep the h-spaces of a hazy image and its clean partner are close, and
 those of different scenes apart; at a larger one hazy and clean images are apart in every scene. The
@@ -6,7 +6,7 @@ first is measured by distances and by retrieval, the second by the accuracy of a
 
 Features are a layer's outputs averaged over positions. Every image has its own noise, a hazy one other noise
 than its clean partner, as when two images are restored. With equal noise, partners would be alike at any
-timestep, and the paper's third finding, that too much noise leaves neither content nor haze, could not show.
+timestep, and the paper's third finding, that too much noise leaves neither content nor haze, would not show.
 """
 
 from collections.abc import Collection, Sequence
@@ -128,7 +128,7 @@ def distances(features: np.ndarray) -> tuple[float, float]:
 
 
 def probe_accuracy(features: np.ndarray) -> float:
-    """How often logistic regression on features (2,N,C) tells hazy from clean in scenes it was not fitted to.
+    """Accuracy of logistic regression on features (2,N,C) at telling hazy from clean in held-out scenes.
 
     The mean over `FOLDS` folds (see `_folds`); guessing gives 0.5.
     """
@@ -152,7 +152,7 @@ def regression_r2(features: Float[np.ndarray, "2 n c"], target: Float[np.ndarray
 
 
 def retrieval(features: Float[np.ndarray, "2 n c"]) -> float:
-    """Share of the hazy images whose nearest clean image, by distance, is their own partner; a guess: 1/N."""
+    """Share of the hazy images whose nearest clean image, by distance, is their own partner (chance: 1/N)."""
     hazy, clean = _standardised(features)
     nearest = np.linalg.norm(hazy[:, None] - clean[None], axis=-1).argmin(1)
     return float(np.mean(nearest == np.arange(len(clean))))

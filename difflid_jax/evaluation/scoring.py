@@ -1,4 +1,4 @@
-"""One method on one data set: every image is restored and scored once, by however many processes.
+"""One method on one data set: every image is restored and scored once, by any number of processes.
 
 Training calls `evaluate` on its validation images, the programs on test sets. The mean is over images, never
 a mean of batch means (unless the protocol says so), and correctly rounded (`math.fsum`): it depends neither
@@ -49,8 +49,8 @@ class Result:
     images: {'name': …, 'psnr': …, 'ssim': …, 'worse': …} (and 'lpips') of every image, in the data set's
         order. 'worse' is 1 if the restored image is further from the ground truth (squared error of RGB) than
         the hazy one, else 0; its mean is the share of images made worse.
-    mean: of each metric; with 'fid' if it was asked for, which is one number of the set. An image that equals
-        its ground truth has an infinite PSNR, which the mean leaves out unless all have.
+    mean: of each metric; also 'fid', one number for the whole set, if it was requested. An image that equals
+        its ground truth has an infinite PSNR, which the mean leaves out unless all are infinite.
     seconds: mean time to restore an image, without the calls that compiled for a new size; None if there were
         no others.
     spread: standard deviation of each mean over seeds of the noise; empty for a single seed.
@@ -98,7 +98,7 @@ def evaluate(
         inception: the features of the FID between the restored and the clean images, or None.
         batch_size: images of equal size that are scored (not restored) together.
         warm_up: restore an image of every new size once before the call that is timed.
-        seed: of the crops of a protocol that cuts some.
+        seed: of the crops, for a protocol that crops.
         restores: False for images restored elsewhere, which `restore` returns: there is no hazy image to
             compare with, so 'worse' is left out.
         watch: called with (index, hazy, restored, clean), float32 (H,W,3), of every image of this process.
@@ -152,7 +152,7 @@ def over_seeds(results: Sequence[Result]) -> Result:
 
 
 class _Share:
-    """This process's images on their way through the method and the metrics."""
+    """This process's share of the images, restored by the method and scored."""
 
     def __init__(self, restore, method, protocol, inception, warm_up, seed, restores, watch):
         self.restore, self.method, self.protocol = restore, method, protocol
@@ -208,7 +208,7 @@ class _Share:
         return str(index), restored, clean
 
     def _squared_error(self, image: np.ndarray, clean: np.ndarray) -> float:
-        """Of RGB, of the image as the protocol scores it."""
+        """The squared error in RGB of an image as the protocol scores it."""
         prepared = prepare(image[None], clean[None], self.protocol)
         return float(np.square(np.asarray(prepared, np.float64) - clean).mean())
 
@@ -257,7 +257,7 @@ def _means(scores: Sequence[Mapping[str, float]], protocol: protocols.Protocol) 
 
 
 def _of_batches(metric: str, values: Sequence[float], size: int) -> list[float]:
-    """The score of every `size` images that follow each other, PSNR that of their joint squared error."""
+    """The score of every `size` consecutive images; for PSNR, that of their joint squared error."""
     batches = [values[first : first + size] for first in range(0, len(values), size)]
     if metric != "psnr":
         return [_mean(batch) for batch in batches]

@@ -54,7 +54,7 @@ def table(scored: Scored, *, costs: bool = False) -> str:
 
 
 def caption(scored: Scored, test: TestSet, lpips: str, noise_seeds: int = 1) -> str:
-    """What the numbers of a table are: protocol, images, data set, and what they leave out."""
+    """What the numbers of a table mean: protocol, images, data set, and what they leave out."""
     protocol = PROTOCOLS[scored[0][1].protocol]
     text = f"Protocol `{protocol.name}`: {protocol.summary}."
     if lpips != "none":
@@ -131,7 +131,7 @@ def paths(output: Path, methods: Sequence[str]) -> list[Path]:
 def write(
     output: Path, scored: Scored, test: TestSet, lpips: str, noise_seeds: int = 1, *, sheets: bool = True
 ) -> list[Path]:
-    """Write the files that `paths` names, or without `sheets` the scores alone; the paths written."""
+    """Write the files that `paths` names, without `sheets` only the scores; returns the paths written."""
     json_path, csv_path, *sheet_paths = paths(output, [method.name for method, _ in scored])
     write_json(json_path, document(scored, test, lpips, noise_seeds) | circumstances())
     write_csv(csv_path, [result for _, result in scored])
@@ -174,7 +174,7 @@ def write_sheet(path: Path, method: Method, result: Result, test: TestSet, each:
 
 
 def write_comparison(path: Path, scored: Scored, test: TestSet, each: int = 2) -> None:
-    """A PNG as the paper's Figs. 4–6 and 9: a row for each image, a column for each method.
+    """A PNG like the paper's Figs. 4–6 and 9: a row for each image, a column for each method.
 
     The images are the worst, median and best of the last method.
     """

@@ -18,7 +18,7 @@ from difflid_jax.evaluation.methods import Method
 
 @dataclass(frozen=True)
 class TestSet:
-    """This process's share of the images to score, what a report says of them, and what was left out."""
+    """This process's share of the images to score, what a report says about them, and what was left out."""
 
     __test__ = False  # not a test class, despite its name
 

@@ -1,8 +1,8 @@
-"""Fig. 2c: what the decoders D_t (Eq. 5), trained on clean h only, make of hazy and clean h, over t.
+"""Fig. 2c: how the decoders D_t (Eq. 5), trained on clean h only, reconstruct hazy and clean h, over t.
 
-The paper sees r_t^haz show the content at small t and the haze at larger t. Two curves measure that:
-‖r_t^haz − r_t^cle‖₁, small if the h-spaces of partners hold the same, and ‖r_t^haz − x‖₁, small if r_t^haz
-looks like the hazy image x. ‖r_t^cle − y‖₁ is what a decoder can reconstruct at all.
+In the paper, r_t^haz shows the content at small t and the haze at larger t. Two curves measure that:
+‖r_t^haz − r_t^cle‖₁, small if the h-spaces of partners are alike, and ‖r_t^haz − x‖₁, small if r_t^haz
+looks like the hazy image x. ‖r_t^cle − y‖₁ shows how well a decoder reconstructs at all.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 
 class Errors(NamedTuple):
-    """Mean absolute differences over the test pairs, of images in [0,1], between what the names say."""
+    """Mean absolute differences over the test pairs between the two images named, both in [0,1]."""
 
     haz_cle: float
     haz_hazy: float

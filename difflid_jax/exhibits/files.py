@@ -1,4 +1,4 @@
-"""Small files of results: tables as CSV and Markdown, and plots, each written whole."""
+"""Small files of results: tables as CSV and Markdown, and plots, each written atomically."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure of so many inches. Raises ImportError if matplotlib is not installed."""
+    """An empty matplotlib figure, sizes in inches. Raises ImportError if matplotlib is not installed."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -15,8 +15,8 @@ from difflid_jax.exhibits.files import markdown_table, new_figure, save_figure, 
 class Cell(NamedTuple):
     """The measures of a layer at a timestep; None where β and A are not known.
 
-    accuracy: of telling hazy from clean in scenes not seen (a guess: 0.5). beta_r2, airlight_r2: of reading β
-    and A. retrieval: share of hazy images whose nearest clean image is their partner. ratio: distance of
+    accuracy: of telling hazy from clean in unseen scenes (chance: 0.5). beta_r2, airlight_r2: R² of predicted
+    β and A. retrieval: share of hazy images whose nearest clean image is their partner. ratio: distance of
     partners over that of scenes.
     """
 
@@ -34,7 +34,7 @@ Table = Mapping[tuple[str, int], Cell]  # by layer and timestep
 def measure(features: np.ndarray, pairs: probes.Pairs) -> Cell:
     """The measures of features (2,N,C) of the pairs; those of a guess if the features are all equal.
 
-    The output of a U-Net with random weights is: its last convolution starts at zero.
+    They are equal in the output of a U-Net with random weights, whose last convolution starts at zero.
     """
     targets = (pairs.beta, pairs.airlight)
     if not np.ptp(features, (0, 1)).any():
@@ -80,7 +80,7 @@ def write(folder: Path, found: Mapping[str, Table], caption: str) -> str:
 
 
 def _section(found: Mapping[str, Table], what: str) -> Iterator[str]:
-    """Per layer the best timestep's value, and the h-space at every timestep."""
+    """The value at each layer's best timestep, and the h-space's at every timestep."""
     best = min if what == "ratio" else max
     layers, times = _axes(next(iter(found.values())))
     yield f"## {getattr(_HEADINGS, what)}"
@@ -111,7 +111,7 @@ def _draw(found: Mapping[str, Table], shown: Sequence[str], path: Path) -> None:
             np.array([[getattr(table[layer, t], what) for t in times] for layer in layers], np.float32)
             for table in found.values()
         ]
-        # R² far below 0 says no more than 0 does.
+        # R² far below 0 means no more than 0 does.
         low, high = max(np.nanmin(values), -0.2), np.nanmax(values)
         for row, (name, value) in enumerate(zip(found, values, strict=True)):
             axes = grid[row, column]

@@ -110,7 +110,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    """mean ± sample standard deviation, as far as there are values."""
+    """mean ± sample standard deviation; of one value no deviation, of none ''."""
     if not values:
         return ""
     text = f"{statistics.fmean(values):.{digits}f}"

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The row as flags and folders spell it: without commas."""
+        """The row's name in flags and folders: without commas."""
         return self.row.replace(",", "_")
 
     @property
@@ -63,7 +63,7 @@ def reference(exhibit: str) -> str:
 
 
 def runs(exhibit: str, budget: str, seeds: int) -> list[Run]:
-    """The runs of an exhibit, one seed after the other, so that an interrupted study has whole tables."""
+    """The runs of an exhibit, one seed after the other, so that an interrupted study has complete tables."""
     columns, changes = _EXHIBITS[exhibit]
     found = []
     for seed in range(seeds):
@@ -83,7 +83,7 @@ LAYERS = {"paper": {"layer_e": "17", "layer_d": "1"}, "laptop": {"layer_e": "7",
 def data_flags(run: Run, budget: str, paths: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The flags that name a run's data, from `paths`: column → (train, test) or one path for both.
 
-    Raises ValueError that says which --data is missing.
+    Raises ValueError, naming it, if a --data is missing.
     """
     if run.column not in paths:
         raise ValueError(f"give --data={run.column}=TRAIN,TEST (or one path that holds both)")
@@ -122,7 +122,7 @@ def study_flags(exhibit: str, budget: str, paths: Mapping[str, Sequence[str]]) -
     """The arguments of `python -m difflid_jax.study`, without prior and output.
 
     laptop: 64 px, NYU Depth v2 made hazy, ids 1300–1349. paper: 256 px, SOTS-indoor, decoders trained on ITS.
-    Raises ValueError that says which --data is missing.
+    Raises ValueError, naming it, if a --data is missing.
     """
     column = NYU if budget == "laptop" else "sots"
     if column not in paths:
