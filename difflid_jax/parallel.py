@@ -1,11 +1,11 @@
-"""Devices and processes: one mesh axis `data` over all of them, and what lies where.
+"""Devices and processes: one mesh axis `data` over all of them, and what is placed where.
 
 Batches are split over `data`; the training state is whole on every device; the frozen feature network is
 whole too or, to save memory, split over `data` and gathered layer by layer by the compiler (FSDP). Nothing
 else in the training rooms depends on the number of devices or processes.
 
-Several processes live and die together: `processes` joins them and ends all if one fails. What they tell each
-other without a collective goes through the key-value store of JAX's coordination service.
+Several processes start and end together: `processes` joins them and ends all if one fails. What they exchange
+without a collective goes through the key-value store of JAX's coordination service.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ _SCHEDULERS = {
     "JAX_NUM_PROCESSES": "JAX_COORDINATOR_ADDRESS",
 }
 _FAILURE = "difflid/failure"
-_POLL = 1.0  # seconds between two looks at whether another process has failed
-_GRACE = 4.0  # seconds that the process with the coordination service stays, so that the others can look
+_POLL = 1.0  # seconds between two checks whether another process has failed
+_GRACE = 4.0  # seconds that the process with the coordination service stays, so that the others can check
 _SILENCE = 60  # seconds without a sign of life after which a process counts as lost (JAX: 100)
 _PATIENCE = 6 * 3600  # seconds that a process may need longer than another to open its data
 
@@ -78,7 +78,7 @@ def end_all(program: str, error: BaseException) -> None:
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Raise ValueError in every process that names the `facts` (JSON values) in which processes differ.
+    """In every process, raise ValueError naming the `facts` (JSON values) on which processes differ.
 
     All processes must call it, once.
     """
@@ -108,7 +108,7 @@ def _watch(program: str, done: threading.Event) -> None:
 
 
 def _failure() -> str | None:
-    """What another process has failed with; None if none has."""
+    """The failure of another process; None if none has failed."""
     try:
         return global_state.client.key_value_try_get(_FAILURE)
     except Exception:  # no such key, or the coordination service is gone
@@ -116,7 +116,7 @@ def _failure() -> str | None:
 
 
 def _end(program: str, line: str, status: int, defect: BaseException | None) -> None:
-    """Tell the others, print one line, and end this process without waiting for anything."""
+    """Notify the others, print one line, and end this process without waiting for anything."""
     if not _ending.acquire(blocking=False):
         time.sleep(3600)  # the other thread ends the process
     failure = _failure()
@@ -173,7 +173,7 @@ def join_processes(multihost: bool) -> None:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices, by default all of all processes, along the axis `data`."""
+    """A mesh of the devices, by default those of all processes, along the axis `data`."""
     devices = devices or jax.devices()
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -205,10 +205,10 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def frozen_format(mesh: Mesh, array: Any, *, fsdp: bool) -> Format:
-    """Of an array of the frozen network: on every device, or split along its longest divisible axis.
+    """The format of a frozen array: on every device, or split along its longest divisible axis.
 
-    On GPUs the kernels of bfloat16 convolutions lie in memory as cuDNN reads them, output channels first;
-    every step would transpose them.
+    On GPUs the kernels of bfloat16 convolutions are stored as cuDNN reads them, output channels first;
+    otherwise every step would transpose them.
     """
     axes = [axis for axis, length in enumerate(array.shape) if length and length % mesh.size == 0]
     sharding = replicated(mesh)
@@ -246,7 +246,7 @@ def greatest(mesh: Mesh, mine: int) -> jax.Array | int:
 
 
 def wait_for_all(name: str) -> None:
-    """Return once every process has called it."""
+    """Return once every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -254,7 +254,7 @@ def wait_for_all(name: str) -> None:
 def bytes_of_all_processes(mine: bytes) -> list[bytes]:
     """Every process's bytes, in the order of the processes; all processes must call it.
 
-    Bytes, because JAX would turn a float64 array into float32, which sums of squares do not survive.
+    Bytes, because JAX would turn a float64 array into float32, too imprecise for sums of squares.
     """
     sizes = multihost_utils.process_allgather(np.array([len(mine)], np.int32)).reshape(-1)
     padded = np.zeros(max(int(sizes.max()), 1), np.uint8)

@@ -4,7 +4,7 @@
         --config.data.train=photos/ --config.data.validation=others/
 
 Runs, resumes and ends as `train` does. Each evaluation draws samples into sheets/ and measures the loss on
-the images of --config.data.validation, over all timesteps and by hundreds of them. --config.init=WEIGHTS
+the images of --config.data.validation, overall and per hundred timesteps. --config.init=WEIGHTS
 starts from other weights of the same architecture. At the end, weights/ holds the model, averaged if the
 config asks for it: use it as --config.prior of `train`, or draw from it with `sample`.
 """
@@ -18,7 +18,7 @@ from difflid_jax.config import launch
 
 
 def main(argv: Sequence[str]) -> int:
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from difflid_jax.config.experiment import resolve_prior
     from difflid_jax.tasks import prior
 

@@ -30,7 +30,7 @@ from difflid_jax.config import launch
 
 
 def main(argv: Sequence[str]) -> int:
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from difflid_jax.config.experiment import resolve
     from difflid_jax.tasks import restorer
 

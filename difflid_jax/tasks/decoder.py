@@ -92,7 +92,7 @@ def experiment(
 
 
 def train(run: DecoderExperiment, prior: Prior, images: DataSet, folder: Path) -> int:
-    """Train a decoder in a run directory, on images alone; the exit status. See `runner.run`."""
+    """Train a decoder in a run directory, on images alone; return the exit status. See `runner.run`."""
     return runner.run("study", run, lambda mesh, resuming: _prepare(run, prior, images), folder)
 
 
@@ -164,7 +164,7 @@ def load_decoder(folder: Path) -> Decoder:
 def reconstructor(
     prior: Prior, pairs: Pairs, layer: str, seed: int
 ) -> Callable[[Decoder, int], Float32[np.ndarray, "2 n side side 3"]]:
-    """(D_t, t) → (r_t^haz, r_t^cle), in [0,1], of all pairs; an image has its own noise at all t."""
+    """(D_t, t) → (r_t^haz, r_t^cle), in [0,1], of all pairs; each image has the same noise at all t."""
     unet, parameters = nnx.split(prior.unet)
 
     @partial(jax.jit, static_argnums=1)

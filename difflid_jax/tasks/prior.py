@@ -29,7 +29,7 @@ _SAMPLES = 16
 
 
 def train(experiment: PriorExperiment, folder: Path) -> int:
-    """Train an experiment in a run directory; the exit status. See `runner.run`."""
+    """Train an experiment in a run directory; return the exit status. See `runner.run`."""
     return runner.run("pretrain", experiment, lambda _, resuming: prepare(experiment, resuming), folder)
 
 

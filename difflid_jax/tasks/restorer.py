@@ -29,7 +29,7 @@ from difflid_jax.weights import store
 
 
 def train(experiment: Experiment, folder: Path) -> int:
-    """Train an experiment in a run directory; the exit status. See `runner.run`."""
+    """Train an experiment in a run directory; return the exit status. See `runner.run`."""
     return runner.run("train", experiment, lambda *given: prepare(experiment, *given), folder)
 
 

@@ -47,7 +47,7 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints in one folder. `metric` names the score that is best if `highest` (or lowest).
+    """The checkpoints in one folder. The best one has the highest `metric`, or the lowest if not `highest`.
 
     All processes of a run make the same calls in the same order, on a folder that all of them see.
     Raises BlockingIOError if another run uses it.
@@ -133,7 +133,7 @@ class Checkpoints:
             _put_back(self.folder)
 
     def close(self) -> None:
-        # An error was raised by the save or the wait before.
+        # Errors have already been raised by `save` or `wait`.
         with contextlib.suppress(Exception):
             self._manager.close()
         if self._lock is not None:
@@ -209,7 +209,7 @@ def _quiet_orbax() -> None:
             in_thread(given)
 
     def unraisable_hook(given) -> None:
-        # A thread of TensorStore, which is no Python object, reports to the loop that Orbax has closed.
+        # A thread of TensorStore, which is not a Python object, reports to the loop that Orbax has closed.
         if given.object is not None or str(given.exc_value) != "Event loop is closed":
             unraisable(given)
 
@@ -234,8 +234,8 @@ def _error_number(error: BaseException | None) -> int:
 def _claim(folder: Path) -> int:
     """The descriptor of a lock file next to `folder`, which no other process can lock while this one lives.
 
-    A POSIX lock: it ends with the process, however that ends, and its children do not inherit it. A file
-    system without locks guards nothing.
+    A POSIX lock: it ends with the process, however that ends, and its children do not inherit it. On a file
+    system without locks, nothing is guarded.
     """
     path = _lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ class Diverged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class LoopSpec:
-    """How long a run is and how often it does what; all in steps, except `minutes` (0: no limit).
+    """The length of a run and of its intervals; all in steps, except `minutes` (0: no limit).
 
     evaluate_every: 0 for only at the end. profile_steps: 'first:last', the steps of a JAX profile, or ''.
     flops: operations of one step; peak: of the devices in one second; 0 if unknown.

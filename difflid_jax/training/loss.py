@@ -23,7 +23,7 @@ def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
     def loss(params, frozen, batch, key):
         hazy, clean = signed(batch["hazy"]), signed(batch["clean"])
         whole = signed(batch["view"]) if "view" in batch else hazy
-        # The network waits for the features: its maps would add to the larger ones of the U-Net in memory.
+        # The network waits for the features, so that its maps and the U-Net's are not in memory together.
         hazy, *maps = jax.lax.optimization_barrier((hazy, *features(frozen, whole, key)))
         window = {"window": batch["window"]} if "window" in batch else {}
         restored, _ = nnx.merge(network, params)(hazy, *maps, **window)

@@ -36,7 +36,7 @@ class Task:
     multiple: of the crop's side. inputs: hashes of the other inputs that a resumed run must find unchanged,
     as {'prior_sha256': …}. init: hash of the weights that it starts from.
     metric: the score of the best checkpoint, `highest` or lowest; uses_best: the final weights are its, not
-    the last. evaluate: on the validation images, test: on the test images at the end, if there are any.
+    the last ones. evaluate: on the validation images, test: on the test images at the end, if there are any.
     save: (folder, params, step, test scores) writes the weights. summary: name → text, for the first lines.
     """
 
@@ -64,7 +64,7 @@ class Task:
 
 
 def run(program: str, spec: RunSpec, prepare: Callable[[Mesh, bool], Task], folder: Path) -> int:
-    """Train to the end of the schedule, of the time allowed, or to a signal; the exit status.
+    """Train until the schedule or the time allowed ends, or a signal arrives; return the exit status.
 
     prepare: (mesh, whether a run is resumed) → the task, with everything that it needs opened and checked.
     A finished run is left as it is. Raises ValueError or OSError for what cannot be trained, before anything

@@ -20,7 +20,7 @@ class RunSpec:
     all processes of a run must agree on; the others may differ, such as paths.
     init: weights to start from, '' for random ones. cache: folder of the decoded cache, '' for
     WORKDIR/cache, 'off' for none. batch_size counts over all devices and processes. epochs counts if `steps`
-    is 0. minutes: stop after so long (0: no limit). keep: number of checkpoints. fsdp: shard the frozen
+    is 0. minutes: stop after this long (0: no limit). keep: number of checkpoints. fsdp: shard the frozen
     network over the devices. optimizer_fields: those of `OptimizerSpec` that are not lengths in epochs.
     loop_fields: those of `LoopSpec` that the config gives.
     """

@@ -1,7 +1,7 @@
 """One compiled training step over pure state: loss, gradients, Adam, average, and the guard against NaN.
 
-A step is made from a loss, that of the restorer (`objective.py`) or of the diffusion model. A frozen network
-is an argument of the step, not a part of its state, and no gradient is taken with respect to it.
+A step is made from a loss, that of the restorer or of another task (`loss.py`). A frozen network is an
+argument of the step, not a part of its state, and no gradient is taken with respect to it.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
     """The pure function (state, frozen, batch) → (state, metrics); compile it with the state donated.
 
     The random key of a step is a function of the run's key and the step's number, so a resumed run draws
-    what the undisturbed one would have drawn. If the loss or a gradient is not finite, parameters,
+    what the uninterrupted one would have drawn. If the loss or a gradient is not finite, parameters,
     optimizer and average stay as they are, and the step is counted in `bad_steps` and `skipped`.
     """
     transformation = optim.direction(spec)

@@ -94,7 +94,7 @@ def restored_on_refusal(folder: Path) -> Iterator[None]:
 
 
 def begin(workdir: Path, fields: Mapping[str, Any]) -> None:
-    """Create the run directory, write its config, and take back that it is finished."""
+    """Create the run directory, write its config, and remove the mark that it is finished."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / CONFIG, json.dumps(fields, sort_keys=True, indent=2) + "\n")
@@ -103,7 +103,7 @@ def begin(workdir: Path, fields: Mapping[str, Any]) -> None:
 
 
 def finish(workdir: Path, ending: Mapping[str, Any]) -> None:
-    """Note that the run has done all that was asked for: `ending`, JSON values."""
+    """Record that the run has done all that was asked for: `ending`, JSON values."""
     if jax.process_index() == 0:
         write_text(workdir / _FINISHED, json.dumps(ending, indent=2) + "\n")
 
