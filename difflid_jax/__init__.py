@@ -16,12 +16,12 @@ __version__ = "0.1.0"
 
 
 def load_restorer(name_or_folder: str | os.PathLike = "haze", **options) -> "Restorer":
-    """Load a restorer: a shipped one by its name ("haze"), or one's own from a weights folder or workdir.
+    """Load a restorer: a shipped one by its name ("haze"), or your own from a weights folder or workdir.
 
     options: see `difflid_jax.restoration.loading.load_restorer`. Sets XLA's flags for the CPU if the
     environment sets none (`cli.tune_cpu`); JAX reads them at its first computation.
     """
-    # Here, because importing the package should not take as long as importing JAX.
+    # Imported here so that importing the package does not import JAX.
     from difflid_jax.cli import tune_cpu
     from difflid_jax.restoration.loading import load_restorer
 

@@ -15,7 +15,7 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     Raises FileExistsError if `path` exists and `overwrite` is false. An OSError raised while the temporary
     file is written, as by a full disk, names `path`.
     """
-    # Short: the file system may allow no longer name than that of `path`.
+    # Short, because the file system may not allow a name longer than that of `path`.
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield temporary

@@ -6,7 +6,7 @@
 Prints what was found (pairs, sizes, what is missing, damaged or duplicated) and writes a sheet of pairs to
 look at. With --test, or if the set has both parts, it searches for test images in the training set.
 ROOT is a folder that is or contains the set, "hazyDir|cleanDir", or a .txt file of "hazy|clean" lines.
-Exit status: 0 complete; 1 something is wrong and named; 2 refused.
+Exit status: 0 complete; 1 problems were found and listed; 2 refused.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(root: str, options: flags.FlagValues) -> int:
-    """Check the data set at `root`, print the report, write what the flags ask for; the exit status."""
+    """Check the data set at `root`, print the report, write what was asked for; return the exit status."""
     sheet = None if options.sheet == "off" else Path(options.sheet or f"pairs_{options.dataset}.png")
     if sheet:
         refuse_existing(sheet, options.overwrite)

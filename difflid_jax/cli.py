@@ -25,7 +25,7 @@ from absl import app, flags, logging
 flags.disclaim_key_flags()
 
 # On CPU this makes small convolutions several times faster and the training of a U-Net about 15 % faster. XLA
-# aborts at a flag that it does not know, so it is set only for versions of jaxlib that it was tested with.
+# aborts on an unknown flag, so it is set only for the versions of jaxlib that it was tested with.
 _CPU_FLAGS = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type="}
 
 # Errors that a wrong flag can cause while flags and config are read.
@@ -82,7 +82,7 @@ def run(
 def tolerate_any_text() -> None:
     """Let standard output and error escape characters that their encoding lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # None, or replaced by something that is no text file
+        with contextlib.suppress(AttributeError):  # None, or replaced by something that is not a text file
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -104,7 +104,7 @@ def expand_home(path: str) -> str:
 def find_config(path: str) -> str:
     """`path`, or the file of the packaged config that it names: `sots`, `configs/sots.py`, `table2:…`.
 
-    Raises ValueError that lists the configs for a name that is neither a file nor one of them.
+    Raises ValueError, listing the configs, for a name that is neither a file nor one of them.
     """
     name, colon, argument = path.partition(":")
     name = expand_home(name)
@@ -134,7 +134,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
 def number_range(values: Sequence[str], flag: str, lowest: float, highest: float) -> tuple[float, float]:
     """Parse the two values of a list flag as a range within [lowest, highest].
 
-    Raises ValueError that names --`flag` for anything else.
+    Raises ValueError, naming --`flag`, for anything else.
     """
     try:
         low, high = map(float, values)
@@ -165,11 +165,11 @@ def tune_cpu(environment: MutableMapping[str, str]) -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs between runs in the user's cache directory, if it can be written.
+    """Keep compiled programs between runs in the user's cache directory, if it is writable.
 
-    Call it before anything is compiled. The directory is $XDG_CACHE_HOME/difflid_jax, else
+    Call this before anything is compiled. The directory is $XDG_CACHE_HOME/difflid_jax, else
     ~/.cache/difflid_jax, and holds at most 1 GB; the least recently used programs are removed first. A
-    directory that JAX was configured with takes precedence. The cache only saves time: without a home
+    directory configured in JAX takes precedence. The cache only saves time: without a home
     directory, or with a damaged or read-only cache, programs are compiled again and nothing is printed.
     """
     import jax
@@ -186,7 +186,7 @@ def use_compilation_cache() -> None:
 
 
 def _cache_folder() -> Path | None:
-    """The cache directory, made usable; None if it cannot be."""
+    """The cache directory, created and repaired if need be; None if it cannot be used."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG specification: relative paths are ignored
         base = os.path.join(os.path.expanduser("~"), ".cache")
@@ -197,7 +197,7 @@ def _cache_folder() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         for entry in folder.glob("*-cache"):
-            # JAX stops writing to a cache in which an entry has lost the file with its time of use.
+            # JAX stops writing to a cache if an entry lacks the file with its time of use.
             used = folder / f"{entry.name.removesuffix('-cache')}-atime"
             if not used.exists():
                 used.write_bytes(bytes(8))
@@ -232,7 +232,7 @@ def _is_missing_platform(error: Exception) -> bool:
 
 
 def _leave_broken_pipe() -> NoReturn:
-    """Exit as a program does whose reader is gone (`| head`), without a message."""
+    """Exit without a message, as a program does when its reader is gone (`| head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
 

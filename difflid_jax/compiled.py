@@ -1,4 +1,4 @@
-"""`jax.jit` for functions that are called with arrays of ever new sizes."""
+"""`jax.jit` for functions that are called with arrays of many different sizes."""
 
 import functools
 import threading
@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-# A compiled program takes some ten memory maps of the process, of which Linux allows 65,530, and megabytes.
+# A compiled program takes megabytes and some ten of the 65,530 memory maps that Linux allows a process.
 MOST_PROGRAMS = 32
 
 
 def bounded_jit(
     function: Callable[..., Any], *, static_argnums: Sequence[int] = (), most: int = MOST_PROGRAMS
 ) -> Callable[..., Any]:
-    """`jax.jit(function)` that keeps the programs of the `most` sizes used last; positional arguments only.
+    """`jax.jit(function)` that keeps the programs of the `most` latest sizes; positional arguments only.
 
     JAX itself keeps every program until the process ends.
     """
@@ -35,7 +35,7 @@ def bounded_jit(
             else:
                 if len(programs) >= most:
                     programs.popitem(last=False)
-                # JAX keeps programs by function: a function of its own, which goes with its program.
+                # JAX caches programs by function, so each program gets its own, freed together with it.
                 programs[key] = jax.jit(
                     lambda *arguments: function(*arguments), static_argnums=static_argnums
                 )

@@ -4,8 +4,8 @@
     python -m difflid_jax.export --weights=runs/its --size=460x620 --output=its_460x620.stablehlo
 
 The artefact holds the network, the frozen model and all weights. It maps hazy images (b, h, w, 3), float32 in
-[0,1], to restored images of the same shape, in one piece. Without --size it takes any number of images of any
-height and width that are multiples of the restorer's (32 for the paper's features): pad by reflection and
+[0,1], to restored images of the same shape, in one piece. Without --size it takes any number of images whose
+height and width are multiples of the restorer's (32 for the paper's features): pad by reflection and
 crop. With --size it takes any number of images of that size only. To run it:
 
     from jax import export
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     path = Path(options.output)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"--output {path}: expected a file to write in an existing folder")
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from difflid_jax.restoration.loading import load_restorer
     from difflid_jax.restoration.stablehlo import export_restorer
 

@@ -1,4 +1,4 @@
-"""Write the features that a frozen diffusion model computes of images, its h-space, to one .npz file.
+"""Write the h-space of images, the features of a frozen diffusion model, to one .npz file.
 
     python -m difflid_jax.extract a.png folder/ --weights=weights/imagenet256 --output=features.npz
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
-    """Write the features of the images in `arguments`; the exit status."""
+    """Write the features of the images in `arguments`; return the exit status."""
     if not arguments or not options.weights or not options.output:
         raise UsageError("give images or folders, --weights DIR and --output FILE.npz")
     output = Path(options.output)
@@ -45,7 +45,7 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
             f"--times {','.join(options.times)}: expected whole numbers with commas between"
         ) from None
     images = named_images(arguments)
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     import jax.numpy as jnp
 
     from difflid_jax.features.extraction import Extractor
@@ -110,7 +110,7 @@ def named_images(arguments: Sequence[str]) -> dict[str, File]:
 
 
 class NpzWriter:
-    """An .npz file, array by array, that gets its name only when it is complete."""
+    """An .npz file, written array by array, that gets its name only when it is complete."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -4,12 +4,12 @@
     python -m difflid_jax.restore photo.jpg --output=clear --weights=runs/its --strength=0.8 --compare
 
 Writes restored/photo.jpg (or clear/photo.jpg) and so on with the same name, format, size, bit depth,
-metadata, colour profile and orientation (docs/files.md has the details). Of a folder, the photographs
-directly in it are taken. --jobs=N works on N at once, with N times the memory.
+metadata, colour profile and orientation (docs/files.md has the details). From a folder, only the
+photographs directly in it are taken. --jobs=N works on N at once, with N times the memory.
 --compare also writes clear/photo.compare.png, which shows the image before and after (photo.jpg.compare.png
 if a photo.png is restored, too). Inputs are never changed; existing outputs are replaced only with
---overwrite. A file that cannot be restored is reported and the others go on; the exit status is then 1. It is
-2 if nothing was started.
+--overwrite. A file that cannot be restored is reported and the others are restored; the exit status is then
+1. It is 2 if nothing was started.
 """
 
 import sys
@@ -57,7 +57,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     from tqdm import tqdm
 
     from difflid_jax.restoration.batch import left_out, plan, restore_photographs

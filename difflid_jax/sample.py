@@ -2,7 +2,7 @@
 
     python -m difflid_jax.sample --weights=weights/imagenet256 --steps=50 --output=samples.png
 
-The model needs its decoder (convert it with --part=all). --sampler=ddim is deterministic given the first
+The model needs its decoder (convert it with --part=all). --sampler=ddim is deterministic given the initial
 noise; --sampler=ddpm adds noise at each step, with the variance that the model has learned.
 """
 
@@ -32,7 +32,7 @@ def draw(options: flags.FlagValues) -> None:
     if Path(options.output).suffix.lower() != ".png":
         raise UsageError(f"--output {options.output}: expected a name that ends in .png")
     refuse_existing(options.output, options.overwrite)
-    # Here, because --help should not take as long as loading JAX.
+    # Imported here so that --help does not wait for JAX to load.
     import jax
     import jax.numpy as jnp
 
@@ -58,7 +58,7 @@ def draw(options: flags.FlagValues) -> None:
     batches = -(-options.count // batch)
     for i in range(batches):
         watch = partial(tqdm, desc=f"sampling {i + 1}/{batches}", unit="step")
-        # The last batch is filled up, so that one compiled program serves all.
+        # The last batch is padded, so that one compiled program serves all.
         chosen = np.minimum(np.arange(i * batch, (i + 1) * batch), options.count - 1)
         classes = None if labels is None else jnp.asarray(labels[chosen])
         drawn = sampler(keys[chosen], (size, size), classes, watch=watch)

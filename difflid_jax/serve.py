@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"the page needs {package}: pip install 'difflid_jax[web]'")
     with listening(options.port) as at:
-        # Here, because --help should not take as long as loading JAX.
+        # Imported here so that --help does not wait for JAX to load.
         import uvicorn
 
         from difflid_jax.restoration.loading import load_restorer

@@ -13,8 +13,8 @@ A and β depend on the seed and the id alone, so a part of a set equals that par
 command again completes an interrupted set; a folder that was begun with other settings is refused.
 
 Images and depths come from folders or uncompressed tars (0.jpg is id 1: see --first_id), or from NYU's own
-nyu_depth_v2_labeled.mat (needs the extra `nyu`). --depth=plausible gives photographs without depth one that
-could be theirs (`data.haze.plausible_depth`).
+nyu_depth_v2_labeled.mat (needs the extra `nyu`). --depth=plausible makes up a depth for photographs without
+one (`data.haze.plausible_depth`).
 """
 
 from collections.abc import Sequence

@@ -39,7 +39,7 @@ class Job:
 
 
 def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> list[Job]:
-    """The jobs for the files and folders in `arguments`; of a folder, the photographs directly in it.
+    """The jobs for the files and folders in `arguments`; for a folder, the photographs directly in it.
 
     Raises: UsageError if nothing should start: no photographs, an output folder that is a file, two inputs
     that would become one output, an output that would overwrite an input.
@@ -176,12 +176,12 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
 
 
 def _folded(name: str) -> str:
-    """A name as file systems compare it that ignore case and the Unicode form."""
+    """A name as compared by file systems that ignore case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _identities(path: Path) -> set[Path | tuple[int, int]]:
-    """If two paths share one of these, they are one file: hard links share their inode."""
+    """Identities of a file: two paths that share one are the same file (hard links share their inode)."""
     try:
         found = path.stat()
     except OSError:
@@ -194,7 +194,7 @@ def _printable(path: Path | str) -> str:
 
 
 def _shown(pixels: Pixels) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels for a sheet, with fewer of them if there are many more than it shows."""
+    """The pixels for a sheet, reduced if there are many more than it shows."""
     every = max(1, pixels.shape[1] // (2 * _COMPARED_WIDTH))
     pixels = pixels[::every, ::every]
     pixels = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)

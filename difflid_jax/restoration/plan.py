@@ -4,8 +4,8 @@ The network needs sides that are multiples of its stride (8 px for four levels),
 are multiples of its own (32 px for ImageNet-256). The image is padded for the network only, by at most
 stride − 1 pixels a side. The frozen model sees a *view*: the real pixels, resized to the nearest size that
 fits, so that nothing but the image enters the features; nor does padding enter the channel gates (see
-`HazeAwareEnhancement`). Sizes are therefore never rounded up to share compiled programs: a size's program is
-its own, and its scores do not depend on what else is restored.
+`HazeAwareEnhancement`). Sizes are therefore never rounded up to share compiled programs: each size has
+its own program, and its scores do not depend on what else is restored.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from difflid_jax.restoration import tiles
 Size = tuple[int, int]
 Window = tuple[float, float, float, float]
 
-# Networks that attend to their own input cannot be tiled: beyond this they are refused.
+# Networks that attend to their own input cannot be tiled: images above this size are refused.
 MOST_PIXELS_WHOLE = 4 * tiles.WORKING_PIXELS
 
 
@@ -25,8 +25,8 @@ MOST_PIXELS_WHOLE = 4 * tiles.WORKING_PIXELS
 class Geometry:
     """What network and features require of sizes, in pixels.
 
-    stride: sides of the network's input are multiples of it. reach: further away than this, nothing but the
-        maps and gates influences a pixel. multiple: sides of the view are multiples of it.
+    stride: sides of the network's input are multiples of it. reach: beyond this distance, only the maps and
+        gates influence a pixel. multiple: sides of the view are multiples of it.
     side: the view is side×side for every image (0: it follows the image).
     pixel_maps: the maps have a value for every pixel, so that view and input must be the same array: the
         image padded to `multiple`, padding and all (the authors' release).
@@ -50,7 +50,7 @@ class Geometry:
 class Whole:
     """One piece. `extent`: what the maps cover; `padded`: the network's input; `view`: the features' input.
 
-    `extent` is the image's size, but for pixel maps, where it is the padded one.
+    `extent` is the image's size or, for pixel maps, the padded size.
     """
 
     extent: Size
@@ -59,7 +59,7 @@ class Whole:
 
     @property
     def window(self) -> Window | None:
-        """The part of the maps that the padded input covers; None for just all of them."""
+        """The part of the maps that the padded input covers; None for all of them."""
         if self.padded == self.extent:
             return None
         return 0.0, 0.0, self.padded[0] / self.extent[0], self.padded[1] / self.extent[1]
@@ -69,8 +69,8 @@ class Whole:
 class Tiled:
     """Tiles of at most `tile` pixels a side, with the features and gates of an `overview`.
 
-    overview: the size that the image is shrunk to for these, which `survey` then looks at in one piece; the
-    image's own size if it is not large. extent, padded: as in `Whole`, of the image at full size.
+    overview: the size that the image is shrunk to for these, or its own size if it is not large; `survey` is
+    the plan for that size, in one piece. extent, padded: as in `Whole`, of the image at full size.
     """
 
     extent: Size

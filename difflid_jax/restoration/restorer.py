@@ -64,7 +64,7 @@ class Programs:
         self.restore_tile = bounded_jit(restore_tile)
 
     def compiled(self) -> int:
-        """How many programs are held."""
+        """The number of compiled programs that are held."""
         return sum(len(program.programs) for program in (self.see, self.restore, self.restore_tile))
 
     def traced(self, params: Any, frozen: Any, x: Float[Array, "b h w 3"], key: Array) -> Array:
@@ -85,7 +85,7 @@ class Programs:
 class Restorer:
     """Restores images with a network and the frozen features that it was trained with.
 
-    params, frozen: parameters of the network and of the frozen model. To restore with others, take
+    params, frozen: parameters of the network and of the frozen model. To restore with others, use
     `dataclasses.replace(restorer, params=…)`: compiled programs are shared.
     noise_seed: draws the features' noise; equal seeds give equal images.
     tile: 'auto', 'off' (always one piece: features at full size, memory grows with the image) or the side of
@@ -114,7 +114,7 @@ class Restorer:
 
     @property
     def parameters(self) -> int:
-        """Trained parameters; running statistics are none."""
+        """The number of trained parameters, without running statistics."""
         return _count(nnx.filter_state(self.params, nnx.Param))
 
     @property
@@ -125,7 +125,7 @@ class Restorer:
         """Restore a PIL image or an array, and return the same kind, size and bit depth.
 
         image: see `images.kinds`. strength: from 0 (the input) to 1 (the restored image). on_tile is called
-        with (tiles done, tiles in all) of each image. Raises ValueError or TypeError for what is no image.
+        with (tiles done, tiles in all) of each image. Raises ValueError or TypeError for anything else.
         """
         strength = checked_strength(strength)
         return image_kinds.through(image, lambda pixels: self.restore_pixels(pixels, strength, on_tile))

@@ -1,4 +1,4 @@
-"""Images restored in tiles that do not show.
+"""Images restored in tiles without visible seams.
 
 Neighbouring tiles overlap by more than twice the network's reach and are blended linearly in the
 middle of the overlap. Both have computed the same values there, given features and gates of the whole image:
@@ -51,14 +51,14 @@ class Span:
 def spans(length: int, tile: int, align: int, reach: int) -> list[Span]:
     """Tiles of one size, at most `tile`, that cover 0 … length and start at multiples of `align`.
 
-    `length` is a multiple of `align`. What a tile contributes is more than `reach` away from where it is cut.
+    `length` is a multiple of `align`. A tile contributes pixels more than `reach` away from its cuts.
     The weights of all tiles sum to one everywhere. Raises ValueError for tiles too small to overlap.
     """
     if length <= tile:
         return [Span(0, length, 0, np.ones(length, np.float32))]
     # Rounding the starts may take up to `align` from an overlap.
     overlap = 2 * reach + RAMP + align
-    # The ramps on both sides of a tile stay apart.
+    # The ramps on both sides of a tile must not overlap.
     least = max(LEAST_TILE, -(-(overlap + align + RAMP) // _STEP) * _STEP)
     if tile < least:
         raise ValueError(f"tiles: expected {least} px or more, found {tile}")

@@ -147,7 +147,7 @@ async def _body(request: Request, name: str, max_pixels: int) -> bytes:
 
 
 class _Gone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client no longer waits for the answer."""
 
 
 async def _parts(worker: ThreadPoolExecutor, work: Callable[[Tell], None]) -> AsyncIterator[bytes]:
@@ -178,7 +178,7 @@ async def _parts(worker: ThreadPoolExecutor, work: Callable[[Tell], None]) -> As
 
 
 def _failure(work: Callable[[], None]) -> str:
-    """Do it; "", or what went wrong in one line."""
+    """Run `work`; return "" or, in one line, what went wrong."""
     try:
         work()
     except (ValueError, OSError) as error:
@@ -189,7 +189,7 @@ def _failure(work: Callable[[], None]) -> str:
         exhausted = isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
         if exhausted or isinstance(error, MemoryError):
             return "not enough memory for this photograph"
-        # A defect: one photograph fails, the page goes on.
+        # A defect: one photograph fails, the page keeps working.
         traceback.print_exc(file=sys.stderr)
         return f"an internal error ({type(error).__name__}); the terminal of `difflid serve` shows it"
     return ""

@@ -1,7 +1,7 @@
 """Downloads of large files that resume after a dropped connection and end with a verified SHA-256.
 
-The bytes go to `<name>.part`; the file gets its name only after its size and hash have been verified. Own
-code because the usual libraries (pooch, `urllib`) start a 2 GB file over after a dropped connection.
+The bytes go to `<name>.part`; the file gets its name only after its size and hash have been verified. The
+usual libraries (pooch, `urllib`) would start a 2 GB file over after a dropped connection.
 """
 
 import os

@@ -80,7 +80,7 @@ def to_text(value: Any) -> str:
 
 
 def from_text(text: str) -> Any:
-    """The inverse of `to_text`: JSON, or the text itself if it is none."""
+    """The inverse of `to_text`: the value of JSON, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
 """Checks of what a weights file says about itself, made before anything is built from it.
 
-Architectures are frozen dataclasses: `check` holds their fields against annotations and ranges (call it in
+Architectures are frozen dataclasses: `check` compares their fields with annotations and ranges (call it in
 `__post_init__`), `from_json` builds one from a JSON object. `check_metadata` covers the rest of the metadata.
 Every failure is a ValueError of one line that names the field, what was expected and what was found.
 """
@@ -40,7 +40,7 @@ METADATA: dict[str, tuple[Any, Range | None]] = {
 
 
 def check(spec: Any, section: str, **ranges: Range) -> None:
-    """Hold every field of the dataclass `spec` against its annotation and its inclusive range, if any.
+    """Check every field of the dataclass `spec` against its annotation and its inclusive range, if any.
 
     The range of a tuple field holds for each element. Fields are named `section.field`. Raises ValueError.
     """
@@ -75,7 +75,7 @@ def from_json(cls: type[Spec], fields: Any, section: str) -> Spec:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Hold the entries of `METADATA` that are there against their types and ranges. Raises ValueError."""
+    """Check the entries of `METADATA` that are present: types and ranges. Raises ValueError."""
     for path, (kind, bounds) in METADATA.items():
         value: Any = metadata
         for key in path.split("."):
@@ -93,7 +93,7 @@ def listed(names: Sequence[Any], *, most: int = 4, separator: str = ", ") -> str
 
 
 def brief(value: Any) -> str:
-    """A value from a file for an error message: its type where it is large, else its repr."""
+    """A value from a file for an error message: its type if it is large, else its repr."""
     if isinstance(value, (str, int, float, bool, type(None))) and not (
         isinstance(value, int) and value.bit_length() > 200
     ):

@@ -211,7 +211,7 @@ def _unfinished_array(*_: Any) -> Unfinished:
 
 
 def _namespace() -> Unfinished:
-    """An `argparse.Namespace`, as training scripts save beside the weights: a dict of its attributes."""
+    """An `argparse.Namespace`, as training scripts save alongside weights: a dict of its attributes."""
 
     def finish(state: Any) -> dict:
         if not isinstance(state, dict):
