@@ -77,7 +77,7 @@ def rows(width: int, height: int) -> dict[str, Cost]:
 
 
 def cost(function: Callable, module: nnx.Module, *inputs: jax.ShapeDtypeStruct) -> Cost:
-    """Of `function(module, *inputs)`, for a module and inputs that are shapes only."""
+    """The cost of `function(module, *inputs)`, for a module and inputs that are shapes only."""
     graph, params = nnx.split(module)
     traced = jax.jit(lambda params, *inputs: function(nnx.merge(graph, params), *inputs)).trace(
         params, *inputs
@@ -94,7 +94,7 @@ def _image(width: int, height: int, multiple: int) -> jax.ShapeDtypeStruct:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
-    # Attention in one piece: of a loop, XLA would count one turn.
+    # Attention in one piece: XLA would count only one iteration of a loop.
     blocks.MAX_SCORES = 1 << 62
     sizes = [tuple(map(int, size.split("x"))) for size in flags.FLAGS.sizes]
     tables = [rows(*size) for size in sizes]

@@ -74,7 +74,7 @@ def count(text: str) -> Program:
 
 
 def _instructions(text: str) -> Iterator[tuple[str, str, str]]:
-    """(result shape, opcode, line) of all instructions that run, those of fusions' insides left out."""
+    """(result shape, opcode, line) of all instructions that run, without those inside fusions."""
     computations: dict[str, list[str]] = {}
     entry = lines = None
     for line in text.splitlines():
@@ -118,7 +118,7 @@ def _kind(opcode: str, line: str) -> str:
 
 
 def _bytes(shape: str, opcode: str) -> int:
-    """Bytes of a result; of the last half of it where a started collective gives (operands, results)."""
+    """Bytes of a result; of the last half of it if a started collective gives (operands, results)."""
     sizes = [
         math.prod(map(int, filter(None, lengths.split(",")))) * _width(dtype)
         for dtype, lengths in _ARRAY.findall(shape)

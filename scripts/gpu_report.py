@@ -48,7 +48,7 @@ from difflid_jax.tasks.restorer import train
 
 _PRESET = "256x256_diffusion_uncond"
 _FAILED = "**no**"
-# Aimed at on an H200.
+# Targets on an H200.
 _STEP_SECONDS = 0.045  # of the paper's configuration, in the training loop
 _SCHEDULE_HOURS = 5.5  # of its 1,200 epochs
 _SHARE_OF_PEAK = 0.45  # of the h-space, of the measured matrix peak

@@ -82,7 +82,7 @@ def table(probe: Mapping[Place, Mapping[str, float]], found: Iterator[tuple[str,
 
 
 def _rho(x: Sequence[float | None], psnr: Sequence[float]) -> float | None:
-    """None if a probe is not known everywhere, or the same everywhere."""
+    """Spearman's ρ; None if a probe is not known everywhere, or the same everywhere."""
     return None if None in x or len({*x}) == 1 else float(spearmanr(x, psnr)[0])
 
 

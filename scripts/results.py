@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_results(options: flags.FlagValues) -> int:
-    """Score what the flags ask for, write the files, print the tables; the exit status."""
+    """Score what the flags ask for, write the files, print the tables; return the exit status."""
     if not options.data or not options.output.endswith(".json"):
         raise UsageError("give --data=TITLE=WHAT:PATH (one or more) and --output=FILE.json, see --help")
     named = [parse(text) for text in options.data]

@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """rows: the h-space, the whole U-Net run twice, PyTorch's two, as far as they were asked for.
+    """rows: the h-space, the whole U-Net run twice and PyTorch's two, if requested.
 
     peak: FLOP/s of large matrix products in `dtype`, measured in turns with the rows.
     """
@@ -65,7 +65,7 @@ class Measured:
 
     @property
     def share_of_peak(self) -> float:
-        """Of the h-space, of the measured peak."""
+        """The h-space's share of the measured peak."""
         return self.rows[0].flops / self.rows[0].median / self.peak
 
     def ratio(self, row: Row) -> float:
@@ -84,7 +84,7 @@ def measure(
     whole: bool = True,
     reference: str = "",
 ) -> Measured:
-    """Measure with `weights`, or random ones of `preset` where they are ''; the rest as the flags."""
+    """Measure with `weights`, or random ones of `preset` if they are ''; the other arguments as the flags."""
     on_cpu = jax.default_backend() == "cpu"
     if dtype == "auto":
         dtype = "float32" if on_cpu else "bfloat16"
@@ -101,7 +101,7 @@ def measure(
         row.call()
     for _ in range(turns):
         for row in [*rows, peak_row]:
-            # PyTorch's threads go on spinning for a while after their work.
+            # PyTorch's threads keep spinning for a while after their work.
             time.sleep(0.3 if reference and on_cpu else 0)
             start = time.perf_counter()
             row.call()
@@ -160,7 +160,7 @@ def _compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Row:
 
 
 def _matrix_products(dtype: Any, on_cpu: bool) -> Row:
-    """Several in a row on a GPU, so that the launch of the first does not count."""
+    """Large matrix products: several in a row on a GPU, so that the launch of the first hardly counts."""
     side, number = (2048, 1) if on_cpu else (8192, 8)
     a = (jax.random.normal(jax.random.key(2), (side, side)) / side**0.5).astype(dtype)
 

@@ -77,7 +77,7 @@ def _crops_per_second(data: DataSet) -> float:
 
 
 def _write_pairs(root: Path) -> str:
-    """Pairs of 620×460 PNG files in hazy/ and gt/, every one another part of a photograph."""
+    """Write pairs of 620×460 PNG files in hazy/ and gt/, each a different part of a photograph."""
     source = [Image.fromarray(clean) for split in ("train", "test") for _, clean, _ in photographs(split)]
     for folder in ("gt", "hazy"):
         (root / folder).mkdir(parents=True)

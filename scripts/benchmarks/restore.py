@@ -4,7 +4,7 @@
     python scripts/benchmark.py restore --weights=runs/its --megapixels=0.3,2 --plain --deviation
 
 For each size `python -m difflid_jax.restore` restores a photograph in a process of its own, first with an
-empty compilation cache (cold), then again (warm); the peak of memory is the larger of the two. "call" is the
+empty compilation cache (cold), then again (warm); peak memory is the larger of the two. "call" is the
 least time of a call in a running process, "plain" that of the layers' plain forms, which accelerators run
 (--plain), in place of the forms for this platform. The floors are what the matrix products and convolutions
 of the plain forms and of the CPU's would take at the rate of one large matrix product, measured here.
@@ -85,7 +85,7 @@ def _measure(restorer: Restorer, weights: str, size: tuple[int, int], folder: Pa
     for name in forms:
         with form(name):
             restorer(photo)
-    # In turns: what else a machine does comes and goes.
+    # In turns, so that other work on the machine affects them alike.
     calls, rates = {name: [] for name in forms}, []
     while len(rates) < _TURNS.value or sum(calls[None]) < _LEAST_SECONDS:
         rates.append(_rate())
@@ -125,7 +125,7 @@ def _program(weights: str, folder: Path) -> tuple[float, int]:
 
 
 def _flops(restorer: Restorer, size: tuple[int, int]) -> float:
-    """Of one call: in one piece at its own size, or the view of the whole and each pixel once."""
+    """FLOP of one call: in one piece at its own size, or the view of the whole and each pixel once."""
     height, width = size
 
     def shape(rows: int, columns: int) -> jax.ShapeDtypeStruct:
@@ -149,7 +149,7 @@ def _flops(restorer: Restorer, size: tuple[int, int]) -> float:
 
 
 def _count(function: Callable, *arguments: Any) -> float:
-    """FLOP of the matrix products and convolutions of `function`; loops count as often as they turn."""
+    """FLOP of the matrix products and convolutions of `function`; loops count once per iteration."""
     return _operations(jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr)
 
 

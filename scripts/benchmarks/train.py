@@ -145,7 +145,7 @@ def measure(experiment: Experiment, preset: str, steps: int) -> Measured:
 
 
 def features_of(experiment: Experiment, preset: str) -> FrozenFeatures:
-    """Those of the config's prior; without one the h-space of a preset with a million numbers, repeated."""
+    """The features of the config's prior or, without one, of a preset filled with repeated random numbers."""
     if experiment.prior:
         return inputs.open_features(experiment)
     if experiment.features.kind != "h_space":
@@ -195,14 +195,14 @@ def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> 
     example = compiled_gradients(state.params, maps, batch, key)[0]
 
     def linear(params, example, batch, key):
-        # A loss whose gradients are given: leaves of the step only the guard, Adam and the average.
+        # With a loss whose gradients are given, only the guard, Adam and the average remain of the step.
         return optax.tree.vdot(params, example), {}
 
     update = jax.jit(make_step(linear, optimizer), out_shardings=parallel.replicated(mesh)).lower(
         state, example, batch
     )
     compiled_update = update.compile()
-    # Copies: the whole step takes the buffers of the state it is given.
+    # A copy, because the whole step reuses the buffers of the state it is given.
     own = jax.tree.map(jnp.copy, state)
     return [
         Part(
