@@ -25,19 +25,19 @@ _INTRODUCTION = """\
 What `restore` and the page of `difflid serve` do with each kind of file. The tables are written by
 `scripts/file_table.py`, which restores a file of each kind and looks at the result; a test compares them.
 
-- **Kept**: the output has what the input has. Metadata are carried as bytes, so that text in any encoding,
-  maker notes, unknown tags and long texts stay what they are.
+- **Kept**: the output has what the input has. Metadata are copied as bytes, so that text in any encoding,
+  maker notes, unknown tags and long texts stay unchanged.
 - **Converted**: the same content in another form.
 - **Refused**: the file is reported in one line that says what it is and how to convert it, the other files
   are restored, and the exit status is 1. A file is called damaged only if it is.
 - **—**: the format has no such thing.
 
-Outputs are stored turned as the inputs were, so that every size, orientation and pointer in their metadata
-stays true; the network sees the image upright. Recorded sizes that were wrong are corrected. Previews inside
-the metadata (EXIF, Photoshop) show the hazy image and are removed. What else an output lacks (a gain map,
-depth map, video or anything else behind a JPEG, content credentials, Photoshop layers, reduced copies in a
-TIFF) is reported by name when the file is restored. The maker notes of a TIFF move within the file: some
-makers' notes hold absolute positions, which only their own software follows.
+Outputs are stored in the orientation of the inputs, so that all sizes, orientations and pointers in their
+metadata stay valid; the network sees the image upright. Recorded sizes that were wrong are corrected.
+Previews inside the metadata (EXIF, Photoshop) show the hazy image and are removed. What else an output lacks
+(a gain map, depth map, video or anything else behind a JPEG, content credentials, Photoshop layers, reduced
+copies in a TIFF) is reported by name when the file is restored. The maker notes of a TIFF move within the
+file: some makers' notes hold absolute positions, which only their own software follows.
 """
 _EXIF = b"Exif\0\0"
 _ICC = b"a profile, which nobody parses" * 9
@@ -52,12 +52,12 @@ def table() -> str:
     for form, samples in _samples().items():
         cells = ["; ".join(_outcomes(column, samples.get(column, {}))) or "—" for column in _COLUMNS]
         lines.append(f"| {form} | " + " | ".join(cells) + " |")
-    lines += ["", "Sound files that are refused, and the message:", "", "| file | message |", "|---|---|"]
+    lines += ["", "Intact files that are refused, and the message:", "", "| file | message |", "|---|---|"]
     lines += [f"| {what} | {_message(data)} |" for what, data in _refused().items()]
     extensions = ", ".join(f"`{extension}`" for extension in sorted(EXTENSIONS))
     lines += [
         "",
-        f"Of a folder, files named {extensions} are taken (in any case); others are counted and reported.",
+        f"In a folder, files named {extensions} (in any case) are restored; others are counted and reported.",
     ]
     lines.append(f"Images of more than {MAX_PIXELS / 1e6:g} megapixels are refused unread (`--max_pixels`).")
     return "\n".join(lines) + "\n"
