@@ -32,7 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("size", "", "HEIGHTxWIDTH of the images; empty: any.", flag_values=values)
     define_path("prior", "", "Frozen model, if not the one that the restorer's metadata name.", values)
     flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "Of the frozen model's arithmetic.", flag_values=values
+        "dtype", "float32", ["float32", "bfloat16"], "Precision of the frozen model.", flag_values=values
     )
     flags.DEFINE_bool("overwrite", False, "Replace an existing file.", flag_values=values)
 

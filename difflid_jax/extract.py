@@ -155,7 +155,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
         "dtype",
         "auto",
         ["auto", "float32", "bfloat16"],
-        "Of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU.",
+        "Precision of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU.",
     )
     flag(flags.DEFINE_bool, "overwrite", False, "Replace an existing file.")
     return values

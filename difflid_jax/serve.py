@@ -24,7 +24,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "port",
         8642,
-        "Port of the page; 0: any that is free.",
+        "Port of the page; 0: any free port.",
         lower_bound=0,
         upper_bound=65535,
         flag_values=values,

@@ -286,7 +286,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("size", 128, "Side of the images, in pixels.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 1, "Images in a call.", lower_bound=1)
     flags.DEFINE_enum(
-        "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the computation; auto: bfloat16 on GPU and TPU."
+        "dtype", "auto", ["auto", "float32", "bfloat16"], "Precision; auto: bfloat16 on GPU and TPU."
     )
     flags.DEFINE_integer("turns", 10, "Times that each row is measured.", lower_bound=1)
     flags.DEFINE_bool("whole", True, "Measure the whole U-Net too.")
