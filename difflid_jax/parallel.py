@@ -238,7 +238,7 @@ def on_one_device(mesh: Mesh, tree: Any) -> Any:
 
 
 def greatest(mesh: Mesh, mine: int) -> jax.Array | int:
-    """The greatest of the processes' numbers; read it late, because reading waits for the other processes."""
+    """The largest of the processes' numbers; read it late, because reading waits for the other processes."""
     if jax.process_count() == 1:
         return mine
     numbers = np.full((jax.local_device_count(),), mine, np.int32)

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make(options: flags.FlagValues) -> None:
-    """Write the set that the flags ask for, or what it lacks; raises as `reside.synthesize`."""
+    """Write the set that the flags ask for, or what is missing of it; raises as `reside.synthesize`."""
     if not options.rgb or not options.output:
         raise UsageError("give --rgb=FILES and --output=FOLDER, see --help")
     recipe = RECIPES[options.recipe]

@@ -3,7 +3,7 @@
     python scripts/gpu_report.py --output=results/gpu
 
 It needs nothing but this repository and an accelerator: the ImageNet-256 U-Net gets random weights, and the
-images are those that installed packages carry. The stages, each a file in the output folder:
+images are those in installed packages. The stages, each a file in the output folder:
 
 1. parity: the shipped restorer in float32 gives on this device what it gives on this machine's CPU;
 2. checks: the h-space in bfloat16 agrees with float32; twenty steps at the paper's batch and crop lower the
@@ -67,7 +67,7 @@ def _benchmark(name: str):
 
 
 def paper_experiment(tiny: bool) -> Experiment:
-    """configs/sots.py on the photographs that packages carry; `tiny` is for trying the script."""
+    """configs/sots.py on the photographs in installed packages; `tiny` is for trying the script."""
     config = schema.default()
     config.prior, config.data.source = "", "photographs"
     if tiny:

@@ -39,7 +39,7 @@ class DehazingPairs(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n, description=v.title) for n, v in LAYOUTS.items()]  # noqa: RUF012
-    # Nothing is downloaded, so there are no checksums next to the code; and TFDS 4.9 searches for them
+    # Nothing is downloaded, so there are no checksums next to the code. TFDS 4.9 would search for them
     # through importlib_resources, which it does not depend on.
     code_path = None
     MANUAL_DOWNLOAD_INSTRUCTIONS = (

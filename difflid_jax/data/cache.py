@@ -1,9 +1,9 @@
 """The decoded cache: one `.npy` file per array, so that a random crop reads only its rows.
 
-An array lies at `<folder>/<first two digits of its key>/<key>.npy`; the key covers the content of its source
-and what is done to it, so a changed image is another entry. An entry is written under a temporary name and
-then renamed: any number of processes may build the same cache at once. Four bytes after the array hold its
-CRC-32, which is checked when a process first reads the entry; a damaged one is decoded again. Nothing is
+An array is stored at `<folder>/<first two digits of its key>/<key>.npy`; the key covers the content of its
+source and how it is prepared, so a changed image is another entry. An entry is written under a temporary name
+and then renamed: any number of processes may build the same cache at once. Four bytes after the array hold
+its CRC-32, which is checked when a process first reads the entry; a damaged one is decoded again. Nothing is
 locked, and entries, or the whole folder, may be deleted while no program uses them.
 """
 
@@ -38,7 +38,7 @@ def keys_of(items: Sequence[Item], *, progress: bool = True) -> list[str]:
 
 
 def fingerprint(items: Sequence[Item], keys: Sequence[str]) -> str:
-    """Hex digest of the names, contents and preparation of all items: the same wherever the files lie."""
+    """Hex digest of the names, contents and preparation of all items, independent of where the files are."""
     return digest(*((item.name, key) for item, key in zip(items, keys, strict=True)))
 
 

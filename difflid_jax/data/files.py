@@ -38,7 +38,7 @@ class File:
 
     @property
     def short_name(self) -> str:
-        """Folder and name: the same wherever the data set lies."""
+        """Folder and name: independent of where the data set is."""
         return self.member or f"{self.path.parent.name}/{self.path.name}"
 
     def digest(self) -> str:

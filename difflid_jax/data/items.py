@@ -18,8 +18,8 @@ FARTHEST = 65535  # the depth of the farthest point of a scene, in every stored 
 class Item(Protocol):
     """One array of a data set, not yet decoded.
 
-    name: the same wherever the data set lies; errors use it.
-    key: hex digest of the content of its source file and of what is done to it.
+    name: used in errors; independent of where the data set is.
+    key: hex digest of the content of its source file and of how it is prepared.
     """
 
     @property

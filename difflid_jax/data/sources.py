@@ -4,7 +4,7 @@
 - 'tfds': the same pairs in a TFDS build (`builders`);
 - 'rgbd': clean images with measured depth (`rgbd`), made hazy on the fly;
 - 'photographs': as 'rgbd', but images without depth get a plausible one, and an empty path stands for the
-  photographs that installed packages carry;
+  photographs in installed packages;
 - 'images': images alone, for a prior.
 
 The last three take several folders or uncompressed tars, separated by commas; one that is listed twice

@@ -69,7 +69,7 @@ def write(folder: Path, decoded: Mapping[int, np.ndarray], pairs: Pairs, caption
 
 
 def _grid(decoded: Mapping[int, np.ndarray], pairs: Pairs) -> np.ndarray:
-    """For each of the first scenes two rows, hazy and clean: the image, then r_t for every t."""
+    """Two rows, hazy and clean, for each of the first scenes: the image, then r_t for every t."""
     rows = []
     for i in range(min(_SHOWN, len(pairs.clean))):
         for part, images in enumerate((pairs.hazy, pairs.clean)):

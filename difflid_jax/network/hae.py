@@ -35,7 +35,7 @@ class HazeAwareEnhancement(nnx.Module):
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 1 1 c"]]:
         """(F_o, the gate σ(W_L · AvgPool(F'_m))).
 
-        `window`: the part of h's image that f covers. What lies beyond the image is padding: it is modulated
+        `window`: the part of h's image that f covers. Anything beyond the image is padding: it is modulated
         like the image's edge and not pooled. `gate` replaces the one pooled from this f (tiles).
         """
         gamma, beta = (enlarge(x, f.shape[1:3], window) for x in (self.scale(h), self.shift(h)))

@@ -6,7 +6,7 @@
 
 - The channel gate of Eq. 8 pools h instead of F'_m: g = σ(W_L · AvgPool(h)). A crop and the whole image then
   have the same gate, so tiles agree and nothing depends on padding.
-- h may belong to a larger image than F: `window` says which part of it F covers, per sample. A network can
+- h may belong to a larger image than F: `window` is the part of it that F covers, per sample. A network can
   thus be trained on crops with the features of whole images.
 
 3×3 convolutions repeat the border instead of padding with zeros, so that a constant image gets no rim.

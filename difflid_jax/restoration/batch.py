@@ -1,7 +1,7 @@
 """Restoring files: which photographs become which outputs, without losing any.
 
 Inputs are never written to, outputs are replaced only on request, and a file that cannot be restored is
-reported while the rest goes on.
+reported while the others are restored.
 """
 
 import itertools

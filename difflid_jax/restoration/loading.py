@@ -29,8 +29,8 @@ def load_restorer(
 ) -> Restorer:
     """The restorer of a shipped name, of a weights folder, or of a training run's workdir.
 
-    prior: where the frozen model is, if not where the restorer's metadata say. dtype: of the frozen model's
-    arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on GPU and TPU). tile, ensemble: see `Restorer`.
+    prior: the frozen model, if not the one that the restorer's metadata name. dtype: precision of the frozen
+    model: 'float32', 'bfloat16', or 'auto' (bfloat16 on GPU and TPU). tile, ensemble: see `Restorer`.
 
     Raises FileNotFoundError for missing weights, ValueError for another dtype, tile or ensemble, for weights
     of another kind, version or architecture, and for a prior other than the one the restorer was trained

@@ -241,7 +241,7 @@ def _count(state: Any) -> int:
 
 
 def _padded(pixels: Pixels, size: Size) -> Shaped[np.ndarray, "rows columns *channels"]:
-    """Reflected at the bottom and the right, as often as needed."""
+    """Pixels padded by reflection at the bottom and the right, repeated as often as needed."""
     missing = (size[0] - pixels.shape[0], size[1] - pixels.shape[1])
     if not any(missing):
         return pixels
@@ -264,12 +264,12 @@ def _top(dtype: np.dtype) -> float:
 
 
 def _unit(pixels: Pixels) -> Float32[np.ndarray, "h w *channels"]:
-    """In [0,1]."""
+    """Pixels as float32 in [0,1]."""
     return np.clip(pixels.astype(np.float32) / _top(pixels.dtype), 0, 1)
 
 
 def _signed(pixels: Pixels) -> Float32[np.ndarray, "h w 3"]:
-    """In [-1,1]."""
+    """Pixels as float32 RGB in [-1,1]."""
     return _coloured(_unit(pixels)) * 2 - 1
 
 

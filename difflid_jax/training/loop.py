@@ -280,6 +280,6 @@ class _Profile:
 
 
 def _mean(values: list[Any]) -> float:
-    """Of the finite values; NaN if there are none."""
+    """The mean of the finite values; NaN if there are none."""
     finite = [float(value) for value in values if np.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan

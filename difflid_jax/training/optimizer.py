@@ -19,7 +19,7 @@ class OptimizerSpec:
     """Adam and its learning rate; all lengths in steps.
 
     steps: length of the whole run. schedule: 'halve' (every `halve_every` steps), 'cosine' (to zero at
-    `steps`) or 'constant'. warmup_steps: the rate first rises linearly over this many steps. clip: greatest
+    `steps`) or 'constant'. warmup_steps: the rate first rises linearly over this many steps. clip: largest
     global norm of the gradients. ema: decay of the averaged parameters. 0 turns `warmup_steps`, `clip`,
     `weight_decay` and `ema` off.
     """

@@ -72,7 +72,7 @@ class RunSpec:
         return self.steps or self.epochs * self.steps_per_epoch(elements)
 
     def optimizer(self, elements: int) -> OptimizerSpec:
-        """The optimizer of a run over so many training elements."""
+        """The optimizer of a run over this many training elements."""
         return OptimizerSpec(
             steps=self.total_steps(elements),
             halve_every=self.halve_every_epochs * self.steps_per_epoch(elements),
@@ -80,7 +80,7 @@ class RunSpec:
         )
 
     def loop(self, elements: int, *, flops: float = 0.0, peak: float = 0.0) -> LoopSpec:
-        """The loop of a run over so many training elements; see `LoopSpec` for `flops` and `peak`."""
+        """The loop of a run over this many training elements; see `LoopSpec` for `flops` and `peak`."""
         return LoopSpec(
             steps=self.total_steps(elements),
             batch_size=self.batch_size,

@@ -1,10 +1,10 @@
 """The HTTP application behind the page: it restores what it is sent, and keeps nothing.
 
 `POST /restore?name=NAME&strength=S` and `POST /features?name=NAME` take the bytes of a photograph. Each
-answers with a stream of parts: one line of JSON, and as many bytes after it as its field `bytes` says.
+answers with a stream of parts: one line of JSON, followed by as many bytes as its field `bytes` states.
 
     progress   done, total: tiles
-    before     a JPEG to look at, at most 1600 pixels a side
+    before     a JPEG preview, at most 1600 pixels a side
     after      the same of the restored photograph
     photo      the restored file, in its own format and with its metadata; notes: what it could not keep
     map        a PNG of one feature map; title

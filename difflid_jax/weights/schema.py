@@ -1,4 +1,4 @@
-"""Checks of what a weights file says about itself, made before anything is built from it.
+"""Checks of a weights file's description of itself, made before anything is built from it.
 
 Architectures are frozen dataclasses: `check` compares their fields with annotations and ranges (call it in
 `__post_init__`), `from_json` builds one from a JSON object. `check_metadata` covers the rest of the metadata.

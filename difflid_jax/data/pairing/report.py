@@ -66,7 +66,7 @@ class Report:
 
     @property
     def left_out(self) -> int:
-        """The number of pairs that the set lacks: unused degraded images and absent ones."""
+        """The number of pairs missing from the set: unused degraded images and absent ones."""
         return self.hazy_count - self.pair_count + self.absent
 
     @property

@@ -18,8 +18,8 @@ from difflid_jax.layers.attention import Attend, in_chunks
 
 # Attention scores held at once: 512 KiB of float32 per core.
 MAX_SCORES = (1 << 17) * (os.cpu_count() or 1)
-# exp of an eighth of plus or minus this, and sums of it, are far within float32; the largest of so many
-# weights is at least 1/4096, its eighth power 1e-29.
+# exp of an eighth of plus or minus this, and sums of it, are well within the range of float32; the largest of
+# so many weights is at least 1/4096, its eighth power 1e-29.
 _MAX_SCORE = 560.0
 _MAX_KEYS = 4096
 
