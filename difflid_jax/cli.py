@@ -169,8 +169,8 @@ def use_compilation_cache() -> None:
 
     Call this before anything is compiled. The directory is $XDG_CACHE_HOME/difflid_jax, else
     ~/.cache/difflid_jax, and holds at most 1 GB; the least recently used programs are removed first. A
-    directory configured in JAX takes precedence. The cache only saves time: without a home
-    directory, or with a damaged or read-only cache, programs are compiled again and nothing is printed.
+    directory configured in JAX takes precedence. The cache only saves time: without a home directory, or with
+    a damaged or read-only cache, programs are compiled again and nothing is printed.
     """
     import jax
 

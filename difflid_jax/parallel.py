@@ -44,7 +44,7 @@ _ending = threading.Lock()  # held by the thread that ends this process
 
 @contextlib.contextmanager
 def processes(program: str, multihost: bool) -> Iterator[None]:
-    """Make this process one of several, if it was launched so, and end all of them if one fails.
+    """Make this process one of several, if it was launched as one, and end all of them if one fails.
 
     An error in the body, or in the body of another process, is printed as one line (a defect as a traceback)
     and ends the process at once: at a normal exit each would wait for the others. See `join_processes`.
@@ -71,7 +71,7 @@ def end_all(program: str, error: BaseException) -> None:
         return
     is_input = isinstance(error, (UsageError, ValueError, OSError, KeyboardInterrupt))
     if isinstance(error, jax.errors.JaxRuntimeError):
-        time.sleep(2 * _POLL)  # a broken connection is the consequence of a failure that is known by now
+        time.sleep(2 * _POLL)  # a broken connection follows from a failure that is known by now
     line = one_line(error) if is_input else f"{type(error).__name__}: {one_line(error)}"
     status = 130 if isinstance(error, KeyboardInterrupt) else 2 if is_input else 1
     _end(program, line, status, None if is_input else error)
@@ -135,7 +135,7 @@ def _end(program: str, line: str, status: int, defect: BaseException | None) -> 
 
 
 def join_processes(multihost: bool) -> None:
-    """Make this process one of several, if it was launched so. Call before anything else uses JAX.
+    """Make this process one of several, if it was launched as one. Call before anything else uses JAX.
 
     Several processes are recognised by SLURM's or Open MPI's variables with more than one task, or by
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; `multihost` asks for them regardless of the

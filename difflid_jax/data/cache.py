@@ -158,7 +158,7 @@ def _build(folder: Path, lacking: list[tuple[str, Item, tuple[int, ...]]], progr
     if needed > free:
         words = f"the decoded images need {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
         raise OSError(errno.ENOSPC, words)
-    # Each process in an order of its own: several that build the same cache share the work.
+    # Each process has its own order, so that several that build the same cache share the work.
     random.SystemRandom().shuffle(lacking)
 
     def make(entry: tuple[str, Item, tuple[int, ...]]) -> str | None:

@@ -68,7 +68,7 @@ def plausible_depth(
     breaks where objects do. It is plausible, not true: good for training and for demonstrations.
 
     sky: depth of the sky that `sky_mask` finds, in multiples of the scene's farthest point (6 leaves 3% of
-        the sky at β = 0.6); 0 does not look for a sky.
+        the sky at β = 0.6); 0 skips the search for a sky.
     """
     rng = np.random.default_rng(seed)
     guide = np.asarray(image, np.float64) / (255 if np.asarray(image).dtype == np.uint8 else 1)

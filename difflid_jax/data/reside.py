@@ -60,7 +60,7 @@ def synthesize(
     workers: int = 0,
     progress: bool = True,
 ) -> int:
-    """Write what is missing of a set under `output`; returns the number of images written.
+    """Write a set, or what is missing of it, under `output`; return the number of images written.
 
     frame: None uses the scenes' default. workers: threads; 0 is one per core.
 

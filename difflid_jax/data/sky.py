@@ -16,8 +16,8 @@ def sky_mask(image: Shaped[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w"]:
 
     The sky is every smooth region that is blue, or pale and no darker than the rest of the image, and that
     touches the top edge over at least 15% of its width; a guided filter then fits its outline to the edges of
-    the image. Clouds count if they are smooth; a sunset does not. A white wall or ceiling at the top
-    edge looks the same and counts as sky. The result depends on the image alone.
+    the image. Clouds count if they are smooth; a sunset does not. A white wall or ceiling at the top edge
+    looks the same and counts as sky. The result depends on the image alone.
     """
     guide = np.asarray(image, np.float64) / (255 if np.asarray(image).dtype == np.uint8 else 1)
     rows, columns = guide.shape[:2]

@@ -26,7 +26,7 @@ def in_threads(
     unit: str = "file",
     threads: int = 0,
 ) -> list[T]:
-    """The results of `task` for all items, in order; the first exception cancels what has not begun.
+    """The results of `task` for all items, in order; the first exception cancels the rest and is raised.
 
     A progress bar titled `words` appears on standard error if the work takes longer than a second.
     threads: size of the pool; 0: two per core, at most 16.

@@ -37,7 +37,7 @@ def collect(workdir: Path, runs: Sequence[Run]) -> list[Outcome]:
 
 
 def page(exhibit: str, budget: str, planned: Sequence[Run], outcomes: Sequence[Outcome]) -> str:
-    """The table of an exhibit: ours over seeds, the paper's, and both relative to the reference row."""
+    """The table of an exhibit: our scores over seeds, the paper's, and both relative to the reference row."""
     lines = [f"# {exhibit}, {budget} budget: {len(outcomes)} of {len(planned)} runs finished", ""]
     columns = list(dict.fromkeys(run.column for run in planned))
     for column in columns:

@@ -52,7 +52,7 @@ class HSpaceSpec:
         return "all" if self.layer.startswith(("decoder", "output")) else "encoder"
 
     def multiple(self, unet: UNetSpec) -> int:
-        """Sides of an image must be multiples of this. Raises ValueError if `side` does not fit it."""
+        """Sides of an image must be multiples of this. Raises ValueError if `side` does not fit `unet`."""
         if self.side % unet.stride:
             raise ValueError(f"features.side: expected a multiple of {unet.stride}, found {self.side}")
         return 1 if self.side else unet.stride

@@ -22,7 +22,7 @@ class Prior(NamedTuple):
 def load_prior(
     name_or_folder: str | os.PathLike, *, part: str = "encoder", dtype: Any = jnp.float32
 ) -> Prior:
-    """The prior `name_or_folder` (weights of kind "unet"), with compute in `dtype`.
+    """The prior `name_or_folder` (weights of kind "unet"), computing in `dtype`.
 
     part="encoder" takes time embedding, encoder and middle block, all that the h-space needs; "all" needs
     weights converted or trained with the decoder. Parameters have the types that their layers compute in

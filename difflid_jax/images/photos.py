@@ -133,7 +133,7 @@ def write_photo(path: str | os.PathLike, photo: Photo, *, overwrite: bool = Fals
 def encode_photo(photo: Photo, name: str = "the photograph") -> bytes:
     """The bytes of a file in the photograph's own format.
 
-    Raises: ValueError if it cannot be encoded; `name` stands for it. OSError of the encoders.
+    Raises: ValueError if it cannot be encoded; `name` stands for it. OSError from the encoders.
     """
     pixels = photo.pixels if photo.pixels.ndim == 3 else photo.pixels[..., None]
     samples = pixels if photo.extra is None else np.concatenate([pixels, photo.extra], axis=-1)

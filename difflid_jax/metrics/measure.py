@@ -50,7 +50,7 @@ def measure_all(
 
     Images of one size are scored `batch_size` at a time; an incomplete batch is filled with copies of its
     last image, whose scores are dropped, so that every size is compiled once.
-    Raises ValueError for an image that `measure` refuses, or a name that comes twice.
+    Raises ValueError for an image that `measure` refuses, or a name that occurs twice.
     """
     found: dict[str, dict[str, float]] = {}
     for names, restored, clean in equal_size_batches(examples, batch_size):
@@ -103,7 +103,7 @@ def prepare(
 def _prepared(restored: Array, clean: Array, protocol: Protocol) -> Array:
     restored = jnp.clip(restored, 0.0, 1.0)
     if protocol.gt_mean:
-        # A black image has no gain that would help: it stays black instead of dividing by zero.
+        # No gain can brighten a black image: it stays black instead of dividing by zero.
         gain = _mean_luma(clean) / jnp.maximum(_mean_luma(restored), 1e-6)
         restored = jnp.clip(restored * gain[:, None, None, None], 0.0, 1.0)
     if protocol.round_to_8_bit:

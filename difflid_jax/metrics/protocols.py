@@ -66,7 +66,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def find_protocol(name: str | Protocol) -> Protocol:
-    """The protocol called `name`. Raises ValueError that lists the known names."""
+    """The protocol called `name`. Raises ValueError, listing the known names, if there is none."""
     if isinstance(name, Protocol):
         return name
     if name not in PROTOCOLS:

@@ -125,7 +125,7 @@ class Restorer:
         """Restore a PIL image or an array, and return the same kind, size and bit depth.
 
         image: see `images.kinds`. strength: from 0 (the input) to 1 (the restored image). on_tile is called
-        with (tiles done, tiles in all) of each image. Raises ValueError or TypeError for anything else.
+        with (tiles done, tiles in all) of each image. Raises ValueError or TypeError for other images.
         """
         strength = checked_strength(strength)
         return image_kinds.through(image, lambda pixels: self.restore_pixels(pixels, strength, on_tile))

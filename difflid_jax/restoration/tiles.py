@@ -1,8 +1,8 @@
 """Images restored in tiles without visible seams.
 
-Neighbouring tiles overlap by more than twice the network's reach and are blended linearly in the
-middle of the overlap. Both have computed the same values there, given features and gates of the whole image:
-the blending is a safeguard.
+Neighbouring tiles overlap by more than twice the network's reach and are blended linearly in the middle of
+the overlap. Both have the same values there, given features and gates of the whole image: the blending is a
+safeguard.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 A checkpoint holds the training state, the state of the data iterator and `meta` (what the run is, its best
 score so far). Orbax writes it under a temporary name and renames it when it is complete, so a run that is
-killed at any moment leaves complete ones only. Before the renaming, the length and CRC-32 of every file are
+killed at any moment leaves only complete ones. Before the renaming, the length and CRC-32 of every file are
 written to `seal.json`: a file that is lost, truncated or changed later is detected, and the previous
 checkpoint is used.
 

@@ -96,9 +96,9 @@ def run(
     evaluate: Evaluate | None = None,
     profile_folder: Path | None = None,
 ) -> Outcome:
-    """Train from `state` to the end of the schedule, of the time allowed, or to a signal.
+    """Train from `state` until the schedule or the time allowed ends, or a signal arrives.
 
-    `step` is compiled and may take the buffers of `state`; `batches` has `get_state()`. `meta` goes into
+    `step` is compiled and may reuse the buffers of `state`; `batches` has `get_state()`. `meta` goes into
     every checkpoint, see `_Saver`. All processes of a run stop at the same step, whichever received the
     signal. Raises Diverged if `max_bad_steps` updates in a row were skipped, OSError if a checkpoint cannot
     be written.

@@ -13,10 +13,10 @@ from difflid_jax.weights import store
 def first_parameters(
     make: Callable[[], nnx.Module], spec: Any, kind: str, init: str
 ) -> tuple[nnx.GraphDef, nnx.State, str]:
-    """Graph and parameters of the module of `make`, random or those of the weights `init`, and their hash.
+    """Graph and parameters of the module that `make` builds, random or from `init`, and their hash.
 
-    spec: the module's architecture. Raises ValueError if `init` holds weights of another `kind` or
-    architecture.
+    spec: the module's architecture. init: weights, or '' for random ones, whose hash is ''. Raises ValueError
+    if `init` holds weights of another `kind` or architecture.
     """
     abstract = nnx.eval_shape(make)
     graph = nnx.graphdef(abstract)

@@ -88,7 +88,7 @@ def from_text(text: str) -> Any:
 
 
 def damaged(path: Path, why: object) -> ValueError:
-    """The error for a file that is not complete and sound."""
+    """The error for a file that is incomplete or damaged."""
     return ValueError(
         f"{path}: expected a complete safetensors file, found a damaged one ({why}); "
         "download or write it again"

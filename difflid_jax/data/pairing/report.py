@@ -110,7 +110,7 @@ def counted(count: int, noun: str) -> str:
 def check_or_raise(report: Report, *, allow_missing: bool = False) -> None:
     """Refuse a data set with errors or, unless `allow_missing`, with omissions.
 
-    Raises: ValueError whose one line names the first findings and the command for the whole report.
+    Raises: ValueError, of one line, naming the first findings and the command for the whole report.
     """
     blocking = list(report.of("error") if allow_missing else report.of("error", "omitted"))
     if not blocking and report.pair_count:

@@ -1,4 +1,4 @@
-"""BMP by Pillow: grey, palette (becomes RGB) and RGB; it has no metadata but a resolution."""
+"""BMP by Pillow: grey, palette (becomes RGB) and RGB; it has no metadata except a resolution."""
 
 import io
 from typing import Any

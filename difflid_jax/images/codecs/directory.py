@@ -1,7 +1,7 @@
 """Directories of tags in the layout of TIFF, which EXIF uses, too.
 
 Values are read, changed in place and moved as bytes, so that text in any encoding, unusual types and unknown
-tags stay what they are.
+tags stay unchanged.
 """
 
 import struct
