@@ -16,7 +16,7 @@ images are those in installed packages. The stages, each a file in the output fo
 5. training: the demo, from images to weights.
 
 A stage whose file exists is not run again, so the same command resumes an interrupted report; report.md
-joins the files. Exit status 1: a check failed. --tiny takes the shipped prior and a small network, to try the
+joins the files. Exit status 1: a check failed. --tiny uses the shipped prior and a small network, to try the
 script on any device.
 
 Wheels, if the machine has no index (Python 3.12, jax 0.11.2): jax, jaxlib, jax-cuda12-plugin, jax-cuda12-pjrt

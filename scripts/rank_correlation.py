@@ -4,8 +4,8 @@
     python scripts/rank_correlation.py --probe=results/study/probe.csv --runs=runs/reproduce/table3.csv \
         --layer_e=7 --layer_d=2
 
---probe: of `difflid study probe` on the runs' prior, at their timesteps; --runs: of `difflid reproduce`, for
-figure8 or table3. figure8 varies t₁ at t₂ = 500 and t₂ at t₁ = 0: each series is compared with the probes of
+--probe: from `difflid study probe` on the runs' prior, at their timesteps; --runs: from `difflid reproduce`,
+for figure8 or table3. figure8 varies t₁ at t₂ = 500 and t₂ at t₁ = 0: each series is compared with the probes of
 the h-space at the timestep that varies. table3 compares layers, each probed at t₁ and at t₂; rows without
 layers of the prior (VGG-16, ResNet-50) are left out.
 

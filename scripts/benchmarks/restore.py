@@ -3,7 +3,7 @@
     python scripts/benchmark.py restore
     python scripts/benchmark.py restore --weights=runs/its --megapixels=0.3,2 --plain --deviation
 
-For each size `python -m difflid_jax.restore` restores a photograph in a process of its own, first with an
+For each size, `python -m difflid_jax.restore` restores a photograph in its own process, first with an
 empty compilation cache (cold), then again (warm); peak memory is the larger of the two. "call" is the
 least time of a call in a running process, "plain" that of the layers' plain forms, which accelerators run
 (--plain), in place of the forms for this platform. The floors are what the matrix products and convolutions
