@@ -5,8 +5,8 @@
         --layer_e=7 --layer_d=2
 
 --probe: from `difflid study probe` on the runs' prior, at their timesteps; --runs: from `difflid reproduce`,
-for figure8 or table3. figure8 varies t₁ at t₂ = 500 and t₂ at t₁ = 0: each series is compared with the probes of
-the h-space at the timestep that varies. table3 compares layers, each probed at t₁ and at t₂; rows without
+for figure8 or table3. figure8 varies t₁ at t₂ = 500 and t₂ at t₁ = 0: each series is compared with the probes
+of the h-space at the timestep that varies. table3 compares layers, each probed at t₁ and at t₂; rows without
 layers of the prior (VGG-16, ResNet-50) are left out.
 
 Prints Spearman's ρ between each probe and the mean PSNR over seeds. By chance, |ρ| exceeds 0.9 for n = 5
