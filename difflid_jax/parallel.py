@@ -137,7 +137,7 @@ def _end(program: str, line: str, status: int, defect: BaseException | None) -> 
 def join_processes(multihost: bool) -> None:
     """Make this process one of several, if it was launched as one. Call before anything else uses JAX.
 
-    Several processes are recognised by SLURM's or Open MPI's variables with more than one task, or by
+    Several processes are recognized by SLURM's or Open MPI's variables with more than one task, or by
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; `multihost` asks for them regardless of the
     environment (JAX itself then finds a TPU pod or Kubernetes job).
 

@@ -103,7 +103,7 @@ class InceptionNetwork(nnx.Module):
 
 
 class ConvNormRelu(nnx.Module):
-    """Convolution without bias, batch normalisation by the stored statistics, ReLU."""
+    """Convolution without bias, batch normalization by the stored statistics, ReLU."""
 
     def __init__(
         self,

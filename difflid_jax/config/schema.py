@@ -2,7 +2,7 @@
 
 The files of `configs/` start from `default()` (or `default_prior()`) and change what their experiment needs;
 the command line overrides both (--config.data.batch_size=8). `config.experiment` turns a ConfigDict into the
-specs that the rooms take. A new field's default must keep the previous behaviour: a config.json that lacks
+specs that the rooms take. A new field's default must keep the previous behavior: a config.json that lacks
 the field is read with the default.
 """
 

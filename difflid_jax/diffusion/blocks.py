@@ -1,7 +1,7 @@
 """The layers of the ADM U-Net (Dhariwal & Nichol 2021), in the order and arithmetic of OpenAI's code.
 
 Reference: guided_diffusion/unet.py and nn.py of openai/guided-diffusion. Feature maps are (B,H,W,C) in the
-compute dtype; normalisation statistics and softmax are float32; parameters are float32.
+compute dtype; normalization statistics and softmax are float32; parameters are float32.
 """
 
 import math

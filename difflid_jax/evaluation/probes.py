@@ -117,7 +117,7 @@ def image_space(pairs: Pairs, schedule: Schedule, t: int, seed: int) -> np.ndarr
 def distances(features: np.ndarray) -> tuple[float, float]:
     """(mean ‖h(hazy) − h(clean)‖ of a scene, mean ‖h(clean) − h(clean)‖ of two), of features (2,N,C).
 
-    Each channel is standardised over all images first. Raises ValueError if all scenes have equal features.
+    Each channel is standardized over all images first. Raises ValueError if all scenes have equal features.
     """
     hazy, clean = _standardised(features)
     count = len(clean)
@@ -159,7 +159,7 @@ def retrieval(features: Float[np.ndarray, "2 n c"]) -> float:
 
 
 def t_sne(features: np.ndarray) -> np.ndarray:
-    """Features (2,N,C) on a plane, float32 (2,N,2), by t-SNE of the standardised channels."""
+    """Features (2,N,C) on a plane, float32 (2,N,2), by t-SNE of the standardized channels."""
     points = _standardised(features).reshape(2 * features.shape[1], -1)
     perplexity = min(30.0, (len(points) - 1) / 3)
     found = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points)

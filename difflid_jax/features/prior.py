@@ -65,7 +65,7 @@ def in_compute_dtype(unet: UNet) -> None:
     """Cast the weights of a frozen `unet` in place to the types that its layers compute in.
 
     A layer would cast them at every call, to the same numbers: in bfloat16 this saves half of the memory and,
-    on a GPU, a kernel per array. Normalisation and time embedding compute in float32 and keep it.
+    on a GPU, a kernel per array. Normalization and time embedding compute in float32 and keep it.
     """
     for _, module in nnx.iter_modules(unet):
         if isinstance(module, nnx.Conv | nnx.Linear):

@@ -5,7 +5,7 @@ the paper (network/difflid.py) in that
 
 - its two feature maps are the diffusion U-Net's output, 6 channels at the image's size (features of
   kind "release"), so that CIM attends from every position to every pixel;
-- CIM normalises the inputs of query, key and value with BatchNorm;
+- CIM normalizes the inputs of query, key and value with BatchNorm;
 - HAE max-pools the map to F's size and predicts γ and β with 3×3 convolutions;
 - all levels have the same width; average pooling goes down, 2×2 transposed convolutions go up.
 
@@ -145,7 +145,7 @@ class Block(nnx.Module):
 
 
 class CIM(nnx.Module):
-    """f (B,H,W,C) + W_O · softmax(Q Kᵀ/√d) V with Q from f and K, V from h (B,H',W',C'), each normalised."""
+    """f (B,H,W,C) + W_O · softmax(Q Kᵀ/√d) V with Q from f and K, V from h (B,H',W',C'), each normalized."""
 
     def __init__(self, spec: ReleaseSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         made = {"dtype": dtype, "rngs": rngs}

@@ -8,7 +8,7 @@ and --reference is a checkout of openai/guided-diffusion, its model runs in the 
 layout. All rows are measured in turns, so that other work on the machine affects them alike; the last
 column is the median over the turns of (time of this row / time of the first).
 
-GFLOP are XLA's count before optimisation, a multiply-add as two. The peak is that of large matrix products in
+GFLOP are XLA's count before optimization, a multiply-add as two. The peak is that of large matrix products in
 the same type, measured here. Memory is what the compiled program holds: arguments, results, temporaries.
 """
 

@@ -83,7 +83,7 @@ def test_sizes_that_do_not_fit_the_grid_are_refused(network, shape):
 
 
 def test_another_vgg_is_refused(state):
-    # VGG-16 with batch normalisation numbers its layers otherwise.
+    # VGG-16 with batch normalization numbers its layers otherwise.
     other = state | {"features.1.running_mean": np.zeros(64)}
     with pytest.raises(ValueError, match=r"vgg16_bn\.pth: .*features\.1\.running_mean has no rule"):
         convert("vgg16", other, where="vgg16_bn.pth")

@@ -222,7 +222,7 @@ def _unequal(hazy: Path, size: Sequence[int], clean: Path, clean_size: Sequence[
 
 
 def _check_names(hazy: list[Path], layout: Layout, report: Report) -> None:
-    """Recognise the set by its file names, and look for names and levels that are strange or missing."""
+    """Recognize the set by its file names, and look for names and levels that are strange or missing."""
     stems = [path.stem for path in hazy]
     if layout.name and not layout.names_most(stems):
         asked = layout

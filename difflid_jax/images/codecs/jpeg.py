@@ -1,4 +1,4 @@
-"""JPEG: pixels by Pillow, with the quantisation tables and the segments of the file that was read."""
+"""JPEG: pixels by Pillow, with the quantization tables and the segments of the file that was read."""
 
 import functools
 import io
@@ -12,7 +12,7 @@ from PIL import Image, JpegImagePlugin
 
 from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory
 
-# A restored image is coded at least this well, so that a coarse quantiser does not lose the detail that was
+# A restored image is coded at least this well, so that a coarse quantizer does not lose the detail that was
 # hidden by haze.
 LEAST_QUALITY = 92
 _SCAN, _END = 0xDA, 0xD9
@@ -146,7 +146,7 @@ def without_previews(resources: bytes) -> bytes:
 
 
 def _finer(tables: dict[int, list[int]]) -> list[list[int]]:
-    """The file's own quantisation, no coarser than `LEAST_QUALITY`."""
+    """The file's own quantization, no coarser than `LEAST_QUALITY`."""
     luma, chroma = _quantization(LEAST_QUALITY)
     ours = [chroma if i else luma for i in range(len(tables))]
     # 16-bit tables would need extended sequential coding: the minimum is always below 256.
