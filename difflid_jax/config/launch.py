@@ -28,7 +28,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool(
         "multihost",
         False,
-        "Run as one of several processes (SLURM and Open MPI are recognised without it).",
+        "Run as one of several processes (SLURM and Open MPI are recognized without it).",
         flag_values=values,
     )
 

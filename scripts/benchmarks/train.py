@@ -70,7 +70,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """parts: input, h-space, network, optimiser, whole step, each measured in turns.
+    """parts: input, h-space, network, optimizer, whole step, each measured in turns.
 
     in_loop: seconds a step of the training loop takes. memory: bytes that the compiled step takes on a
     device. peak: what the devices could do, in FLOP/s (0: unknown).
@@ -215,7 +215,7 @@ def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> 
             lambda: jax.block_until_ready(compiled_gradients(own.params, maps, batch, key)),
             throughput.flops(gradients),
         ),
-        Part("optimiser", lambda: jax.block_until_ready(compiled_update(own, example, batch))),
+        Part("optimizer", lambda: jax.block_until_ready(compiled_update(own, example, batch))),
     ]
 
 

@@ -19,7 +19,7 @@ def script(tiny, *arguments):
 @pytest.mark.slow
 def test_the_benchmark_splits_a_step_into_its_parts(tiny):
     output = script(tiny, "scripts/benchmark.py", "train", f"--config={tiny.config}", "--steps=4")
-    for part in ("input, one thread", "h-space", "network, forward and backward", "optimiser", "whole step"):
+    for part in ("input, one thread", "h-space", "network, forward and backward", "optimizer", "whole step"):
         assert float(re.search(rf"\| {part} \| ([\d.,]+) \|", output)[1].replace(",", "")) > 0
     assert re.search(r"images/s in the loop, batches of 8, crops of 16; overhead .* -?[\d.]+ %", output)
     assert re.search(r"[\d.,]+ hours for 420,000 steps", output)
