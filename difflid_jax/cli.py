@@ -68,7 +68,7 @@ def run(
             wanted = os.environ.get("JAX_PLATFORMS", "")
             print(
                 f"{_program_name(argv)}: JAX finds no device for JAX_PLATFORMS={wanted!r} "
-                f"({one_line(error)}); unset it to use the devices that there are",
+                f"({one_line(error)}); unset it to use the available devices",
                 file=sys.stderr,
             )
             status = 2

@@ -42,7 +42,7 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
         times = [int(t) for t in options.times]
     except ValueError:
         raise UsageError(
-            f"--times {','.join(options.times)}: expected whole numbers with commas between"
+            f"--times {','.join(options.times)}: expected integers separated by commas"
         ) from None
     images = named_images(arguments)
     # Imported here so that --help does not wait for JAX to load.
@@ -103,7 +103,7 @@ def named_images(arguments: Sequence[str]) -> dict[str, File]:
             name = file.member or (file.path.relative_to(path).as_posix() if folder else path.name)
             if name in found:
                 raise ValueError(
-                    f"{file.name}: {found[name].name} has the same name, {name}; extract them apart"
+                    f"{file.name}: {found[name].name} has the same name, {name}; extract them separately"
                 )
             found[name] = file
     return found

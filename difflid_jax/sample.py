@@ -43,10 +43,10 @@ def draw(options: flags.FlagValues) -> None:
     spec = unet.spec
     size = options.size or spec.image_size
     if size % spec.stride:
-        raise UsageError(f"--size {size}: this model draws multiples of {spec.stride}")
+        raise UsageError(f"--size {size}: expected a multiple of {spec.stride} for this model")
     if spec.in_channels != 3:
         raise UsageError(
-            f"{options.weights}: the model has {spec.in_channels} channels and draws no RGB images"
+            f"{options.weights}: expected a model of RGB images, found {spec.in_channels} channels"
         )
     labels = _labels(options.labels, spec.num_classes, options.count, options.seed)
     sampler = Sampler(unet, schedule, steps=options.steps, sampler=options.sampler, eta=options.eta)
@@ -87,7 +87,7 @@ def _labels(given: Sequence[str], classes: int | None, count: int, seed: int) ->
     try:
         labels = np.array([int(label) for label in given])
     except ValueError:
-        raise UsageError(f"--labels {','.join(given)}: expected whole numbers with commas between") from None
+        raise UsageError(f"--labels {','.join(given)}: expected integers separated by commas") from None
     if labels.min() < 0 or labels.max() >= classes:
         raise UsageError(f"--labels {','.join(given)}: expected 0 to {classes - 1}")
     return np.resize(labels, count)

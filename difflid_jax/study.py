@@ -66,7 +66,7 @@ def _times(given: Sequence[str], steps: int) -> tuple[int, ...]:
     try:
         times = tuple(dict.fromkeys(int(t) for t in given))
     except ValueError:
-        raise UsageError(f"--times {','.join(given)}: expected whole numbers separated by commas") from None
+        raise UsageError(f"--times {','.join(given)}: expected integers separated by commas") from None
     if not times or min(times) < 0 or max(times) >= steps:
         raise UsageError(f"--times {','.join(given)}: expected timesteps from 0 to {steps - 1}")
     return times
@@ -107,7 +107,7 @@ def _decoders(
     from difflid_jax.tasks import decoder
 
     if not (options.train or options.train_ids):
-        raise UsageError("decoders are trained on other images than --data: give --train or --train_ids")
+        raise UsageError("decoders must be trained on other images than --data; give --train or --train_ids")
     data, pairs = _pairs(options, side, 1)
     train = _open(options, "train")
     if shared := {data.keys[i] for i in data.elements.flat} & {train.keys[i] for i in train.elements.flat}:
@@ -146,7 +146,7 @@ def _tsne(options: flags.FlagValues, prior: "Prior", side: int, times: tuple[int
     from difflid_jax.exhibits import tsne
 
     if options.layer == "output":
-        raise UsageError("--layer=output: the output of the control, random weights, is zero; choose another")
+        raise UsageError("--layer=output is zero with the control's random weights; choose another layer")
     data, pairs = _pairs(options, side, 3)
     features = {}
     for name, weights in _with_control(prior, options.seed).items():

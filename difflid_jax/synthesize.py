@@ -78,7 +78,7 @@ def make(options: flags.FlagValues) -> None:
         frame=FRAMES[options.frame] if options.frame else None,
         workers=options.workers,
     )
-    print(f"{options.output}: {count} images written" if count else f"{options.output}: complete already")
+    print(f"{options.output}: {count} images written" if count else f"{options.output}: already complete")
 
 
 if __name__ == "__main__":

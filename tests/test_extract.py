@@ -139,7 +139,7 @@ def test_the_program_refuses_what_cannot_be(weights, image, tmp_path):
         ([good, f"--weights={weights}"], "give images"),
         ([good, output], "give images"),
         ([good, f"--weights={weights}", "--output=x.npy"], "ends in .npz"),
-        ([good, f"--weights={weights}", output, "--times=0,x"], "whole numbers"),
+        ([good, f"--weights={weights}", output, "--times=0,x"], "integers separated by commas"),
         ([good, f"--weights={weights}", output, "--times=-1"], "expected 0 to 999"),
         ([good, other, f"--weights={weights}", output], "has the same name, a.png"),
         ([tmp_path / "empty", f"--weights={weights}", output], "found none"),

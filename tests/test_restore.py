@@ -48,7 +48,7 @@ def test_photographs_are_restored_and_failures_give_status_1(program, restorer, 
     status, output, errors = program("in", "--output=in/half", "--strength=0.5")
     assert status == 1 and output.startswith("in/half: 1 photograph restored")
     first, second, last = errors
-    assert first == "restore: in: left out, not JPEG, PNG, WebP, TIFF or BMP: 1 .txt"
+    assert first == "restore: in: left out 1 .txt (not JPEG, PNG, WebP, TIFF or BMP)"
     assert second.startswith("restore: in/b.jpg: not an image")
     assert last == "restore: 1 of 2 could not be restored"
     half = read_photo(tmp_path / "in" / "half" / "a.png").pixels

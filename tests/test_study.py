@@ -122,7 +122,7 @@ def test_t_sne_shows_h_space_its_control_and_the_images(run, tmp_path):
     [
         (("probes",), "name one study, decoders, tsne, probe; found probes"),
         (("tsne", "--times=0,1000"), "timesteps from 0 to 999"),
-        (("tsne", "--layer=output"), "random weights, is zero; choose another"),
+        (("tsne", "--layer=output"), "random weights; choose another layer"),
         (("tsne", "--side=9"), "side: expected a multiple of 2, found 9"),
         (("probe", "--limit=4"), "4 scenes; this study needs 5 or more"),
     ],

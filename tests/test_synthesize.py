@@ -311,7 +311,7 @@ def test_the_program_writes_resumes_and_refuses(nyu, tmp_path, monkeypatch, caps
     assert run(*arguments, "--seed=3", "--airlight=0.9,0.9") == "set: 6 images written\n"
     assert sorted(path.name for path in (tmp_path / "set" / "hazy").iterdir())[0] == "1_1_0.9.png"
     assert json.loads((tmp_path / "set" / "synthesized.json").read_text())["seed"] == 3
-    assert run(*arguments, "--seed=3", "--airlight=0.9,0.9") == "set: complete already\n"
+    assert run(*arguments, "--seed=3", "--airlight=0.9,0.9") == "set: already complete\n"
     for refused, words in (
         ([*arguments], "was begun with another recipe and seed"),
         ([*arguments, "--beta=1"], "--beta: expected two numbers"),

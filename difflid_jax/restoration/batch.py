@@ -53,7 +53,7 @@ def plan(arguments: Sequence[str], output: Path, *, compare: bool = False) -> li
             continue
         found = sorted(filter(_is_photograph, _files(argument)))
         if not found:
-            raise UsageError(f"{argument}: no photograph in it ({', '.join(sorted(EXTENSIONS))})")
+            raise UsageError(f"{argument}: no photographs found (expected {', '.join(sorted(EXTENSIONS))})")
         sources |= dict.fromkeys(found)
     stems = Counter(_folded(path.stem) for path in sources)
     jobs = []
@@ -72,7 +72,7 @@ def left_out(arguments: Sequence[str]) -> list[str]:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
         if kinds:
             counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-            lines.append(f"{folder}: left out, not JPEG, PNG, WebP, TIFF or BMP: {counted}")
+            lines.append(f"{folder}: left out {counted} (not JPEG, PNG, WebP, TIFF or BMP)")
     return lines
 
 
@@ -103,7 +103,7 @@ def restore_photographs(
         except (MemoryError, JaxRuntimeError) as error:
             if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return True, f"{_printable(job.source)}: not enough memory; smaller tiles need less (--tile=384)"
+            return True, f"{_printable(job.source)}: out of memory; use smaller tiles (--tile=384)"
         return False, f"{_printable(job.target)}: restored without {'; '.join(notes)}" if notes else ""
 
     failures = 0
@@ -134,7 +134,7 @@ def _restore(
     """Restore one photograph; returns what its output could not keep."""
     for path in (job.target, job.sheet):
         if path is not None and os.path.lexists(path) and not overwrite:
-            raise FileExistsError(17, "exists already; --overwrite replaces it", str(path))
+            raise FileExistsError(17, "already exists; --overwrite replaces it", str(path))
     photo = read_photo(job.source, max_pixels=max_pixels)
     name = _printable(job.source.name)
     with tqdm(desc=name, unit="tile", leave=False, delay=1.0, disable=not shows_tiles) as bar:

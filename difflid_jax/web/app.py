@@ -188,7 +188,7 @@ def _failure(work: Callable[[], None]) -> str:
     except Exception as error:
         exhausted = isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
         if exhausted or isinstance(error, MemoryError):
-            return "not enough memory for this photograph"
+            return "out of memory; use a smaller photograph"
         # A defect: one photograph fails, the page keeps working.
         traceback.print_exc(file=sys.stderr)
         return f"an internal error ({type(error).__name__}); the terminal of `difflid serve` shows it"

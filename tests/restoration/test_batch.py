@@ -117,7 +117,8 @@ def test_other_files_of_a_folder_are_counted(tmp_path):
         (tmp_path / "in" / name).write_bytes(b"x")
     (tmp_path / "in" / "deeper").mkdir()
     (line,) = left_out([str(tmp_path / "in"), str(tmp_path / "in" / "good.jpg")])
-    assert line.startswith(str(tmp_path / "in")) and line.endswith("2 .heic, 1 .nef, 1 no suffix")
+    assert line.startswith(str(tmp_path / "in"))
+    assert line.endswith("2 .heic, 1 .nef, 1 no suffix (not JPEG, PNG, WebP, TIFF or BMP)")
 
 
 def test_outputs_are_replaced_only_on_request(restorer, tmp_path):
@@ -200,7 +201,7 @@ def test_what_would_harm_inputs_is_refused_before_anything_is_done(tmp_path):
         ([photo, other], tmp_path / "out", "would both become"),
         ([composed, decomposed], tmp_path / "out", "would both become"),
         ([photo], photo, "found a file"),
-        ([tmp_path / "empty"], tmp_path / "out", "no photograph in it"),
+        ([tmp_path / "empty"], tmp_path / "out", "no photographs found"),
     ):
         with pytest.raises(UsageError, match=message):
             plan([str(a) for a in arguments], output)
