@@ -57,7 +57,7 @@ def test_every_part_is_checked_and_a_sheet_is_written_once(lol, tmp_path, check)
         check(lol, "--dataset=lol_v1")
     shutil.rmtree(lol / "eval15")
     status, output = check(lol, "--dataset=lol_v1", "--overwrite")
-    assert status == 0 and "note     the part “test” is not here" in output
+    assert status == 0 and "note     the part “test” was not found" in output
 
 
 def test_leaks_between_parts_and_sets_end_with_status_1(lol, tmp_path, check):

@@ -193,12 +193,12 @@ def test_an_interrupted_run_is_finished_and_damage_repaired(nyu, tmp_path):
 def test_other_settings_or_foreign_folders_are_refused_and_left_alone(nyu, tmp_path):
     make(nyu, ITS, tmp_path / "set")
     before = contents(tmp_path / "set")
-    with pytest.raises(ValueError, match="was begun with another seed"):
+    with pytest.raises(ValueError, match=r"was begun with different settings \(seed"):
         make(nyu, ITS, tmp_path / "set", seed=1)
-    with pytest.raises(ValueError, match="was begun with another recipe"):
+    with pytest.raises(ValueError, match=r"was begun with different settings \(recipe"):
         make(nyu, replace(ITS, beta=(0.6, 1.0)), tmp_path / "set")
     write_mat(tmp_path / "other.mat")
-    with pytest.raises(ValueError, match="was begun with another images"):
+    with pytest.raises(ValueError, match=r"was begun with different settings \(images"):
         make(tmp_path / "other.mat", ITS, tmp_path / "set")
     assert contents(tmp_path / "set") == before
     (tmp_path / "mine").mkdir()
@@ -313,7 +313,7 @@ def test_the_program_writes_resumes_and_refuses(nyu, tmp_path, monkeypatch, caps
     assert json.loads((tmp_path / "set" / "synthesized.json").read_text())["seed"] == 3
     assert run(*arguments, "--seed=3", "--airlight=0.9,0.9") == "set: already complete\n"
     for refused, words in (
-        ([*arguments], "was begun with another recipe and seed"),
+        ([*arguments], r"was begun with different settings \(recipe and seed;"),
         ([*arguments, "--beta=1"], "--beta: expected two numbers"),
         ([*arguments, "--airlight=0.5,1.5"], "--airlight: expected 0 ≤ low ≤ high ≤ 1"),
         ([*arguments, "--ids=1+3"], "ids must look like 1300-1399"),

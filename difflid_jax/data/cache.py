@@ -136,7 +136,7 @@ def open_cache(
     """
     folder = Path(folder).absolute()
     if not items:
-        raise ValueError("a cache of no images: the data set is empty")
+        raise ValueError("the data set is empty; there is nothing to cache")
     paths = [_path(folder, key) for key in keys]
     shapes = in_threads(_shape_of_entry, zip(paths, items, strict=True), "opening the cache", progress)
     lacking = {paths[i]: i for i, shape in enumerate(shapes) if shape is None}
@@ -156,7 +156,7 @@ def _build(folder: Path, lacking: list[tuple[str, Item, tuple[int, ...]]], progr
     needed = sum(_nbytes(shape, item.dtype) for _, item, shape in lacking)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        words = f"the decoded images need {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+        words = f"the decoded images need {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free"
         raise OSError(errno.ENOSPC, words)
     # Each process has its own order, so that several that build the same cache share the work.
     random.SystemRandom().shuffle(lacking)
@@ -177,8 +177,8 @@ def _write(path: str, item: Item, shape: tuple[int, ...]) -> None:
     array = np.ascontiguousarray(item.load())
     if array.shape != shape or array.dtype != item.dtype:
         raise ValueError(
-            f"{item.name}: decoded to {array.dtype} of shape {array.shape}, its header says {item.dtype} "
-            f"of shape {shape}; copy or download it again"
+            f"{item.name}: decoded to {array.dtype} of shape {array.shape}, but its header says "
+            f"{item.dtype} of shape {shape}; copy or download it again"
         )
     body = memoryview(array).cast("B")
     os.makedirs(os.path.dirname(path), exist_ok=True)

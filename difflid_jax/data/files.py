@@ -129,8 +129,8 @@ def _members(archive: Path, size: int, mtime: int) -> dict[str, tuple[int, int]]
         with tarfile.open(archive, "r:") as tar:
             found = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isreg()}
     except tarfile.TarError as error:
-        raise ValueError(f"{archive}: no readable uncompressed tar ({error}); unpack it first") from error
+        raise ValueError(f"{archive}: not a readable uncompressed tar ({error}); unpack it first") from error
     for name, (offset, length) in found.items():
         if offset + length > size:
-            raise ValueError(f"{archive}: cut off within {name}; copy or download it again")
+            raise ValueError(f"{archive}: truncated within {name}; copy or download it again")
     return found

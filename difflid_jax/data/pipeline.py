@@ -183,7 +183,7 @@ class Batches:
                 raise
             message = (
                 f"an input worker died ({' '.join(str(error).split())}); exit code -7 means that "
-                f"{_SHARED_MEMORY} is full, -9 that memory ran out: give fewer --config.data.workers, or 0"
+                f"{_SHARED_MEMORY} is full, -9 that memory ran out: lower --config.data.workers (0: none)"
             )
             raise OSError(message) from error
 
@@ -289,8 +289,8 @@ def _check_shared_memory(workers: int, batch: int) -> None:
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:
         raise OSError(
-            f"{_SHARED_MEMORY} has {free / 1e6:.0f} MB free, and the batches of {workers} workers take "
-            f"{needed / 1e6:.0f} MB: give --config.data.workers=0 or fewer, or enlarge it (docker run "
+            f"{_SHARED_MEMORY} has {free / 1e6:.0f} MB free, but the batches of {workers} workers need "
+            f"{needed / 1e6:.0f} MB; lower --config.data.workers (0: none), or enlarge it (docker run "
             "--shm-size=2g)"
         )
 

@@ -93,8 +93,8 @@ def _begin(output: Path, recipe: Recipe, seed: int, made: dict) -> None:
         if before != made:
             changed = [key for key in made if before.get(key) != made[key]]
             raise ValueError(
-                f"{output}: was begun with another {' and '.join(changed)} (see {_MANIFEST}); remove it, or "
-                "give another output"
+                f"{output}: was begun with different settings ({' and '.join(changed)}; see {_MANIFEST}); "
+                "remove it, or give another output"
             )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: is not empty and was not made by this program; give another output")
@@ -128,7 +128,7 @@ def _fitting_scene(scenes: Scenes, scene: int, frame: Frame) -> tuple[np.ndarray
     clean, depth = scenes.load(scene)
     if clean.shape[:2] != depth.shape:
         raise ValueError(
-            f"scene {scene}: the image is {clean.shape[:2]} (height, width), its depth {depth.shape}"
+            f"scene {scene}: the image is {clean.shape[:2]} (height, width), but its depth is {depth.shape}"
         )
     frame.size(*depth.shape, f"scene {scene}")
     return clean, depth

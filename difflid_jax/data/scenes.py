@@ -121,7 +121,7 @@ def _numbered(root: str | os.PathLike, folder: str, first_id: int) -> Mapping[in
     for file in files:
         if not file.stem.isdecimal():
             raise ValueError(
-                f"{file.name}: RESIDE numbers its scenes; expected a number as name, as in 0.jpg"
+                f"{file.name}: RESIDE numbers its scenes; expected a number as its name, as in 0.jpg"
             )
         if (number := int(file.stem) + first_id) in numbered:
             raise ValueError(f"{file.name} and {numbered[number].name} have the same number; keep one")

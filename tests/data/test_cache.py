@@ -228,7 +228,7 @@ def test_bad_images_are_named(tmp_path, folder):
 
     with pytest.raises(ValueError, match=r"0\.png: decoded to uint8 of shape \(20, 31, 3\).*\(8, 8, 3\)"):
         _open_items(tmp_path / "other", [Lying(folder / "0.png")])
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="data set is empty"):
         _open_items(tmp_path / "none", [])
     assert not (tmp_path / "none").exists()
 
@@ -237,7 +237,8 @@ def test_a_full_disk_is_known_before_decoding(tmp_path, folder, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     items, decoded = _items(folder)
-    with pytest.raises(OSError, match=r"need 2\.44e-05 GB, 1e-07 GB are free.*--config.data.cache") as caught:
+    message = r"need 2\.44e-05 GB, but only 1e-07 GB are free.*--config.data.cache"
+    with pytest.raises(OSError, match=message) as caught:
         _open_items(tmp_path / "cache", items)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "cache")
     assert decoded == []

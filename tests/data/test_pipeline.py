@@ -163,7 +163,7 @@ def test_shared_memory_too_small_for_the_workers_is_named_at_once(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64_000_000))
     batches = Batches(_data("pairs"), CROP, 4, workers=2)
     batches.close()
-    with pytest.raises(OSError, match=r"/dev/shm has 64 MB free.* 8 workers take 79 MB.*workers=0"):
+    with pytest.raises(OSError, match=r"/dev/shm has 64 MB free.* 8 workers need 79 MB.*data\.workers"):
         Batches(_data("pairs"), CROP, 1600, workers=8)
 
 

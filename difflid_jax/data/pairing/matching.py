@@ -128,7 +128,7 @@ def _of_split(
     kept = {path: int(key) for path, key in keys.items() if key.isdecimal() and int(key) in numbers}
     gone = [str(number) for number in numbers if number not in kept.values()]
     if gone:
-        report.add("omitted", f"{len(gone)} of the {len(numbers)} numbers of this split are absent", gone)
+        report.add("omitted", f"{len(gone)} of the {len(numbers)} numbers of this split are missing", gone)
         report.absent += len(gone)
     return [path for path in hazy if path in kept], [path for path in clean if path in kept]
 
@@ -138,7 +138,7 @@ def _one_per_stem(files: list[Path], report: Report) -> list[Path]:
     again = [f"{path.name} next to {first[path.stem].name}" for path in files
              if first.setdefault(path.stem, path) is not path]  # fmt: skip
     if again:
-        words = f"{counted(len(again), 'image')} left out: another extension has the same name"
+        words = f"{counted(len(again), 'image')} left out: the same name exists with another extension"
         report.add("omitted", words, again)
         report.absent += len(again)
     return list(first.values())

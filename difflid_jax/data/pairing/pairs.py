@@ -119,7 +119,7 @@ def find_parts(
     for _, report in there.values():
         for part in layout.splits:
             if part not in there:
-                report.add("note", f"the part “{part}” is not here")
+                report.add("note", f"the part “{part}” was not found")
     return list(there.values())
 
 
@@ -286,5 +286,5 @@ def _check_levels(hazy: list[Path], layout: Layout, report: Report) -> None:
         report.add("error", "two files for one scene and level: two versions are mixed", mixed)
     gone = [f"{s}_{v}" for s, found in sorted(scenes.items()) for v in levels if v not in found]
     if gone:
-        report.add("omitted", f"{counted(len(gone), 'haze level')} absent that other scenes have", gone)
+        report.add("omitted", f"{counted(len(gone), 'haze level')} missing that other scenes have", gone)
         report.absent += len(gone)

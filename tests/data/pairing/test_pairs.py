@@ -97,7 +97,7 @@ def test_dense_haze_and_nh_haze_split_by_number(tmp_path, flat, dataset):
     train, report = found(tmp_path, dataset, "train")
     assert [pair.name for pair in train] == ["01_hazy", "02_hazy", "50_hazy"]
     with pytest.raises(
-        ValueError, match="47 of the 50 numbers of this split are absent: 3; 4; 5; and 44 more"
+        ValueError, match="47 of the 50 numbers of this split are missing: 3; 4; 5; and 44 more"
     ):
         check_or_raise(report)
     assert len(found(tmp_path, dataset)[0]) == 8
@@ -302,7 +302,7 @@ def test_one_unpaired_image_of_many_is_named_and_refused_unless_allowed(tmp_path
 def test_an_absent_haze_level_makes_the_set_partial(tmp_path):
     sots(tmp_path, levels=(1, 2, 3))
     (tmp_path / "hazy" / "1401_2.png").unlink()
-    with pytest.raises(ValueError, match="1 haze level absent that other scenes have: 1401_2"):
+    with pytest.raises(ValueError, match="1 haze level missing that other scenes have: 1401_2"):
         check_or_raise(found(tmp_path, "sots_indoor")[1])
 
 
