@@ -49,7 +49,7 @@ def table(arms: dict[str, list[Curve]], metric: str) -> str:
     curves = [curve for seeds in arms.values() for curve in seeds]
     shared = set.intersection(*(set(curve) for curve in curves))
     if not shared:
-        raise ValueError("--run: the runs were evaluated at no common step")
+        raise ValueError("--run: the runs have no evaluation at a common step")
     step = max(shared)
     lines = [f"| arm | {metric} at step {step:,} | spread over seeds | seeds |", "|---|---:|---:|---|"]
     for label, seeds in arms.items():

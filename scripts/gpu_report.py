@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
     if jax.default_backend() == "cpu" and not options.tiny:
-        raise UsageError("no GPU or TPU is found (JAX runs on CPU); --tiny tries the script on what there is")
+        raise UsageError("no GPU or TPU found (JAX runs on the CPU); --tiny tries the script on any device")
     use_compilation_cache()
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)

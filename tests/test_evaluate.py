@@ -338,7 +338,7 @@ def test_restored_images_must_be_as_many_as_hazy_ones(folders, pairs_flags):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method=identity,dcp"], "method: expected of identity, .* found 'dcp'"),
+        (["--method=identity,dcp"], "method: expected one of identity, .* found 'dcp'"),
         (["--method=aod_net"], "convert_weights.peers"),
         (["--weights=nowhere"], "nowhere: expected the name of shipped weights"),
         (["--method=identity", "--output=scores.txt"], r"\.json"),

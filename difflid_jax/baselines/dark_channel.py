@@ -28,7 +28,7 @@ def dark_channel_prior(image: np.ndarray) -> Float32[np.ndarray, "h w 3"]:
     image = np.asarray(image, np.float64)
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or not np.isfinite(image).all():
         raise ValueError(
-            f"expected finite pixels of shape (H,W,3), found shape {image.shape} or NaN, infinity"
+            f"expected finite pixels of shape (H,W,3), found shape {image.shape} or NaN or infinity"
         )
     airlight = atmospheric_light(image, dark_channel(image))
     transmission = 1 - OMEGA * dark_channel(image / airlight)

@@ -69,7 +69,7 @@ def load_methods(
     """
     for name in names:
         if name not in METHODS:
-            raise ValueError(f"method: expected of {', '.join(METHODS)}, found {name!r}")
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {name!r}")
     by_method: dict[str, list[tuple[str, str]]] = {}
     for given in weights:
         label, folder = _label_and_folder(given)

@@ -123,7 +123,7 @@ def distances(features: np.ndarray) -> tuple[float, float]:
     count = len(clean)
     between = np.linalg.norm(clean[:, None] - clean[None], axis=-1).sum() / (count * (count - 1))
     if between == 0:
-        raise ValueError("h-space: the features of all scenes are equal, which says nothing of content")
+        raise ValueError("h-space: the features of all scenes are equal, so they say nothing about content")
     return float(np.linalg.norm(hazy - clean, axis=-1).mean()), float(between)
 
 
@@ -174,5 +174,5 @@ def _standardised(features: np.ndarray) -> np.ndarray:
 def _folds(count: int) -> np.ndarray:
     """The fold of each scene: consecutive scenes, since neighbours in NYU Depth v2 often show one room."""
     if count < FOLDS:
-        raise ValueError(f"expected at least {FOLDS} scenes, one a fold; found {count}")
+        raise ValueError(f"expected at least {FOLDS} scenes, one per fold; found {count}")
     return np.arange(count) * FOLDS // count

@@ -108,7 +108,7 @@ def evaluate(
     """
     protocol = protocols.find_protocol(protocol)
     if not images.total:
-        raise ValueError("there is no image to score")
+        raise ValueError("there are no images to score")
     share = _Share(restore, method, protocol, inception, warm_up, seed, restores, watch)
     rows, trouble = [], None
     try:

@@ -111,7 +111,7 @@ def open_restored(hazy: str, clean: str, restored: str, *, allow_missing: bool =
         return test
     wanted, found = (_partners_of_clean(folder, clean) for folder in (hazy, restored))
     lacking = tuple(
-        f"{restored} has {found[name]} images for {name}, {hazy} has {count}"
+        f"{restored} has {found[name]} images for {name}, but {hazy} has {count}"
         for name, count in wanted.items()
         if found[name] < count
     )

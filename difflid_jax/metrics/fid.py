@@ -40,7 +40,7 @@ class FeatureStatistics:
     def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
         """Statistics of both sets together."""
         if self.total.shape != other.total.shape:
-            raise ValueError(f"features of {self.total.size} and of {other.total.size} channels do not mix")
+            raise ValueError(f"cannot merge features of {self.total.size} and of {other.total.size} channels")
         return FeatureStatistics(
             self.count + other.count, self.total + other.total, self.products + other.products
         )

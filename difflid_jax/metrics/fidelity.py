@@ -66,7 +66,7 @@ def checked_pair(a: ArrayLike, b: ArrayLike) -> tuple[Float32[Array, "b h w c"],
             )
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(
-            f"a metric takes two batches of one shape (B, H, W, C), found {a.shape} and {b.shape}"
+            f"a metric takes two batches of equal shape (B, H, W, C), found {a.shape} and {b.shape}"
         )
     return a.astype(jnp.float32), b.astype(jnp.float32)
 

@@ -78,8 +78,8 @@ def equal_size_batches(examples: Iterable[Example], batch_size: int) -> Iterator
         name, restored, clean = example
         if np.shape(restored) != np.shape(clean):
             raise ValueError(
-                f"image {name!r}: the restored image is {np.shape(restored)}, its ground truth "
-                f"{np.shape(clean)}; they must have one size"
+                f"image {name!r}: the restored image is {np.shape(restored)}, but its ground truth is "
+                f"{np.shape(clean)}; they must have the same size"
             )
         group = waiting.setdefault(np.shape(clean), [])
         group.append(example)

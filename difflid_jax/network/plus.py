@@ -48,7 +48,7 @@ class PlusSpec(NetworkSpec):
     def __post_init__(self):
         super().__post_init__()
         if (self.content, self.haze) != ("cim", "hae"):
-            raise ValueError("network.kind plus: always has CIM and HAE; the ablations are of kind paper")
+            raise ValueError("network.kind='plus' always has CIM and HAE; use kind='paper' for the ablations")
         if not 0 <= self.branches <= 8:
             raise ValueError(f"network.branches: expected 0 to 8, found {self.branches}")
         if self.patch not in (1, 2, 4):

@@ -71,7 +71,7 @@ def run(program: str, spec: RunSpec, prepare: Callable[[Mesh, bool], Task], fold
     is written.
     """
     if workdir.is_finished(folder, spec.ending):
-        _say(f"{program}: {folder} holds this run, finished; its weights are in {folder / workdir.WEIGHTS}")
+        _say(f"{program}: the run in {folder} is finished; its weights are in {folder / workdir.WEIGHTS}")
         return 0
     resuming = workdir.has_checkpoints(folder)
     if resuming:
@@ -228,7 +228,7 @@ def _start(
         if (before := restored.meta.get(name, now)) != now:
             raise ValueError(
                 f"config.{name.removesuffix('_sha256')}: the run was started with the weights "
-                f"{before[:12]}…, these are {now[:12]}…; give the same, or another workdir"
+                f"{before[:12]}…, but these are {now[:12]}…; give the same, or another workdir"
             )
     batches.set_state(restored.data)
     return restored.state, restored.meta

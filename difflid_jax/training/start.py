@@ -26,7 +26,8 @@ def first_parameters(
     weights = store.read(init, kind)
     if weights.architecture != spec.to_dict():
         raise ValueError(
-            f"config.init: {weights.path} is {weights.architecture}, the config asks for {spec.to_dict()}"
+            f"config.init: {weights.path} has the architecture {weights.architecture}, but the config asks "
+            f"for {spec.to_dict()}"
         )
     store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
     return graph, nnx.state(abstract), weights.sha256

@@ -46,8 +46,8 @@ def check(workdir: Path, needed_bytes: int) -> None:
     missing = needed_bytes - _size(workdir / CHECKPOINTS)
     if free < missing:
         raise OSError(
-            f"--workdir: the disk of {existing} has {_size_text(free)} left, the checkpoints of this run "
-            f"take up to {_size_text(missing)}; make room, choose another workdir, or keep fewer "
+            f"--workdir: the disk of {existing} has {_size_text(free)} free, but the checkpoints of "
+            f"this run need up to {_size_text(missing)}; make room, choose another workdir, or keep fewer "
             "(--config.training.keep)"
         )
 

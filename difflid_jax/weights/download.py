@@ -107,11 +107,11 @@ def _resume(
     with response:
         start = _first_byte(response) if response.status == 206 else 0
         if start not in (0, have):
-            raise ValueError(f"{url}: the server sends from byte {start:,}, asked for {have:,}")
+            raise ValueError(f"{url}: the server sends from byte {start:,} instead of byte {have:,}")
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else size
         if size not in (None, total):
-            raise ValueError(f"{url}: expected a file of {size:,} bytes, the server offers {total:,}")
+            raise ValueError(f"{url}: expected a file of {size:,} bytes, but the server offers {total:,}")
         with (
             part.open("ab" if start else "wb") as file,
             tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=not progress) as bar,
@@ -129,7 +129,7 @@ def _first_byte(response: HTTPResponse) -> int:
     given = response.headers.get("Content-Range", "")
     start = given.removeprefix("bytes ").split("-")[0]
     if not start.isdecimal():
-        raise ValueError(f"{response.url}: the server sends a part without its position ({given!r})")
+        raise ValueError(f"{response.url}: expected a Content-Range with the first byte, found {given!r}")
     return int(start)
 
 

@@ -34,7 +34,7 @@ def test_batching_does_not_change_a_score():
 
 def test_a_restoration_of_another_size_is_refused_by_name():
     clean = np.zeros((20, 30, 3), np.float32)
-    with pytest.raises(ValueError, match=r"'x\.png': the restored image is \(20, 29, 3\), its ground"):
+    with pytest.raises(ValueError, match=r"'x\.png': the restored image is \(20, 29, 3\), but its ground"):
         measure_all([("x.png", clean[:, 1:], clean)])
     twice = [("x.png", clean, clean)] * 2
     with pytest.raises(ValueError, match=r"'x\.png' was scored twice"):

@@ -44,7 +44,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     for runs, said in (
-        ([f"--run=a={a}", f"--run=b={b}"], "no common step"),
+        ([f"--run=a={a}", f"--run=b={b}"], "no evaluation at a common step"),
         ([f"--run={a}"], "LABEL=WORKDIR"),
         ([f"--run=c={tmp_path / 'c'}"], "no validation psnr yet"),
         ([f"--run=d={tmp_path / 'd'}"], "metrics.jsonl"),

@@ -45,7 +45,7 @@ def test_a_finished_run_changes_nothing_unless_more_is_asked_for(tiny, undisturb
     before = state()
     assert tiny.train(workdir, "--config.data.workers=1") == 0
     assert state() == before
-    assert f"{workdir} holds this run, finished; its weights are in" in capsys.readouterr().err
+    assert f"the run in {workdir} is finished; its weights are in" in capsys.readouterr().err
     # A test set is more: it is scored, and nothing else happens.
     assert tiny.train(workdir, f"--config.data.test={tiny.prior.parent / 'validation'}") == 0
     (line,) = tiny.lines(workdir, "test")

@@ -25,7 +25,7 @@ def test_a_folder_that_cannot_be_written_is_refused():
 
 def test_a_full_disk_is_refused_with_what_is_needed(tmp_path):
     workdir.check(tmp_path / "run", 10)
-    with pytest.raises(OSError, match=r"GB left, the checkpoints of this run take up to 1000000\.00 GB"):
+    with pytest.raises(OSError, match=r"GB free, but the checkpoints of this run need up to 1000000\.00 GB"):
         workdir.check(tmp_path / "run", 10**15)
     assert list(tmp_path.iterdir()) == []
 
@@ -37,7 +37,7 @@ def test_the_checkpoints_of_a_run_that_goes_on_are_not_asked_for_again(tmp_path,
     monkeypatch.setattr(workdir.shutil, "disk_usage", lambda path: disk)
     workdir.check(tmp_path, 1000)
     # 401 bytes are not "0.00 GB".
-    with pytest.raises(OSError, match=r"has 400 bytes left, .* take up to 401 bytes; make room"):
+    with pytest.raises(OSError, match=r"has 400 bytes free, .* need up to 401 bytes; make room"):
         workdir.check(tmp_path, 1001)
 
 
