@@ -78,7 +78,7 @@ def check(root: str, options: flags.FlagValues) -> int:
 
         print(f"TFDS data set: {build(root, options.dataset, options.tfds)}")
     warned = any(True for _, report in parts for _ in report.of("warning"))
-    print("Usable; see the warnings." if warned else "Nothing is wrong.")
+    print("Usable; see the warnings." if warned else "No problems found.")
     return 0
 
 

@@ -134,7 +134,7 @@ class BuiltImage:
         """uint8 (H,W,3). Raises: ValueError naming the folder and place for a damaged build."""
         image = decode_image(_source(self.folder, self.split)[self.index][self.role], self.name)
         if image.shape != self.shape():
-            raise ValueError(f"{self.folder}: {self.name} is not of the recorded size; build it again")
+            raise ValueError(f"{self.folder}: {self.name} does not have the recorded size; build it again")
         return image
 
 

@@ -41,7 +41,7 @@ class ReleaseSpec:
     def __post_init__(self):
         schema.check(self, "network", width=(1, 8192), feature_channels=(1, 4096), heads=(1, 256))
         if self.width % self.heads:
-            raise ValueError(f"the release's width {self.width} must be a multiple of its heads {self.heads}")
+            raise ValueError(f"the release's width {self.width} must be divisible by its {self.heads} heads")
 
     @property
     def stride(self) -> int:

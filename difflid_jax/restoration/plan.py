@@ -97,7 +97,7 @@ def plan(height: int, width: int, geometry: Geometry, tile: str | int = "auto") 
         if tile != "off" and height * width > MOST_PIXELS_WHOLE:
             raise ValueError(
                 f"{width}×{height}: a network with self-attention restores whole images only, here up to "
-                f"{MOST_PIXELS_WHOLE / 1e6:.1f} megapixels; shrink it, or set tile='off' to take the memory"
+                f"{MOST_PIXELS_WHOLE / 1e6:.1f} megapixels; shrink it, or set tile='off' to try it anyway"
             )
         return whole
     # A thin image is small, and what it is padded to is not.

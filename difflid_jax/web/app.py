@@ -89,7 +89,7 @@ def application(restorer: Restorer, *, max_pixels: int = MAX_PIXELS) -> ASGIApp:
         except ValueError as error:
             return PlainTextResponse(one_line(error), 413)
         except (ClientDisconnect, TimeoutError):
-            return PlainTextResponse("the file did not arrive", 408)
+            return PlainTextResponse("the upload was interrupted or took too long; try again", 408)
         parts = _parts(worker, lambda tell: work(data, name, max_pixels, tell))
         return StreamingResponse(parts, media_type="application/octet-stream")
 

@@ -49,7 +49,7 @@ class Archive:
         if entry is None:
             raise ValueError(f"the zip archive lacks {name[:100]}")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise ValueError(f"{name[:100]} is compressed or encrypted, as torch.save never does")
+            raise ValueError(f"{name[:100]} is compressed or encrypted, which torch.save never does")
         header, size, content = entry.header_offset, entry.file_size, self._content
         if not 0 <= header <= len(content) - 30 or content[header : header + 4] != b"PK\x03\x04":
             raise ValueError(f"the zip archive holds no {name[:100]} at the offset in its directory")

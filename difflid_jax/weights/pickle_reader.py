@@ -164,7 +164,7 @@ class _Machine:
     def refuse(self, code: bytes) -> NoReturn:
         known = pickletools.code2op.get(code.decode("latin1"))
         what = f"the opcode {known.name}" if known else f"the byte 0x{code[0]:02x}, which is no opcode,"
-        raise ValueError(f"the pickle uses {what} at byte {self.at - 1:,}, as no file of plain tensors does")
+        raise ValueError(f"the pickle uses {what} at byte {self.at - 1:,}; no file of plain tensors does")
 
     # Arguments that follow an opcode
 

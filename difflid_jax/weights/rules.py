@@ -88,7 +88,7 @@ def map_tensors(
     wrong: list[str] = []
     for name, tensor in source.items():
         if not isinstance(name, str):
-            wrong.append(f"a tensor is named by a {type(name).__name__}")
+            wrong.append(f"the name of a tensor is of type {type(name).__name__}, expected str")
             continue
         hits = [(rule, match) for rule in rules if (match := rule.pattern.fullmatch(name))]
         if any(pattern.fullmatch(name) for pattern in skipped):

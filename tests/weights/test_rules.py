@@ -96,7 +96,7 @@ def test_a_name_is_used_once():
     clash = (*RULES, Rule("tail.weight", "head.kernel", LINEAR))
     message = mapping_error(tensors | {"tail.weight": np.zeros((3, 2))}, rules=clash)
     assert "tail.weight and head.weight both fill head.kernel" in message
-    assert "a tensor is named by a int" in mapping_error(tensors | {3: np.zeros(2)})
+    assert "the name of a tensor is of type int, expected str" in mapping_error(tensors | {3: np.zeros(2)})
     assert "no rule" in mapping_error(tensors, ignored=())
     assert "optimizer.step is not a tensor but a str" in mapping_error(
         tensors | {"optimizer.step": "text"}, (*RULES, Rule("optimizer.step", "step")), ()
