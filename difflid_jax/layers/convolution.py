@@ -30,7 +30,7 @@ def convolve_joined(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "1 1 c d"],
     strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b h w d"]:
     """1×1 convolution of two concatenated maps, as a sum of two, so that the maps are never joined."""

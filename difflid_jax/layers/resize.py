@@ -1,7 +1,7 @@
 """Bilinear resizing, of a whole feature map or of the part that a tile or a padded image covers."""
 
 from collections.abc import Sequence
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 # The part (top, left, bottom, right) of an image, in fractions of its sides. Anything outside 0 to 1 is
 # padding.
 Window = Sequence[SupportsFloat | Array] | Float[Array, "4"]
+DimSize = Any  # an integer, or symbolic in an exported program
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 _FEW = 8  # rows or columns up to which `enlarge` takes a sum
 
@@ -26,7 +27,7 @@ DOUBLED = np.array(
 
 
 def resize(
-    x: Float[Array, "b m n c"], size: Sequence[int], window: Window = WHOLE
+    x: Float[Array, "b m n c"], size: Sequence[DimSize], window: Window = WHOLE
 ) -> Float[Array, "b h w c"]:
     """The part `window` of x, resized to `size` (h,w); beyond the image, its edge.
 
@@ -38,7 +39,7 @@ def resize(
 
 
 def enlarge(
-    x: Float[Array, "b m n c"], size: Sequence[int], window: Window = WHOLE
+    x: Float[Array, "b m n c"], size: Sequence[DimSize], window: Window = WHOLE
 ) -> Float[Array, "b h w c"]:
     """As `resize`; for few rows and columns as a sum, which an accelerator computes where it is used.
 
@@ -73,7 +74,7 @@ def average(x: Float[Array, "b h w c"], window: Window = WHOLE) -> Float[Array, 
 
 
 def bilinear_weights(
-    size: Sequence[int], maps: Sequence[int], window: Window = WHOLE
+    size: Sequence[DimSize], maps: Sequence[DimSize], window: Window = WHOLE
 ) -> tuple[tuple[Float[Array, "h m"], Float[Array, " h"]], tuple[Float[Array, "w n"], Float[Array, " w"]]]:
     """(weights, share inside the image) for rows, then columns, of m×n maps resized in `window` to `size`.
 
@@ -84,7 +85,9 @@ def bilinear_weights(
     return _weights(size[0], maps[0], top, bottom), _weights(size[1], maps[1], left, right)
 
 
-def _weights(many: int, few: int, start: SupportsFloat, stop: SupportsFloat) -> tuple[jax.Array, jax.Array]:
+def _weights(
+    many: DimSize, few: DimSize, start: SupportsFloat, stop: SupportsFloat
+) -> tuple[jax.Array, jax.Array]:
     index = jnp.arange(many, dtype=jnp.float32)
     step = 1 / jnp.asarray(many / ((stop - start) * few), jnp.float32)
     # How much of each pixel is inside: at a deep level one may be half image, half padding.

@@ -144,8 +144,8 @@ class DiffLI2D(nnx.Module):
     def __call__(
         self,
         hazy: Float[Array, "b h w 3"],
-        h_content: Float[Array, "b m n d"],
-        h_haze: Float[Array, "b m n d"],
+        h_content: Float[Array, "b m n _"],
+        h_haze: Float[Array, "b m n _"],
         *,
         gates: Sequence[Float[Array, "b 1 1 _"]] | None = None,
         window: Window = WHOLE,
