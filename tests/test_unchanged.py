@@ -1,9 +1,9 @@
 """What the package computes does not change: its results against values stored from commit f126728.
 
-`golden/unchanged.npz` holds what `restored`, `h_space` and `trained` gave then, on CPU, with the XLA flags of
-`conftest.py`. On the machine that stored them they are reproduced bit for bit; another CPU, or an equal form
-of a sum, rounds differently, by less than 1e-5 of a value's scale. Image sizes are multiples of the network's
-stride, so no value depends on padding.
+`golden/unchanged.npz` holds what `h_space` and `trained` gave then, and what `restored` gave when its weights
+were shipped, on CPU, with the XLA flags of `conftest.py`. On the machine that stored them they are reproduced
+bit for bit; another CPU, or an equal form of a sum, rounds differently, by less than 1e-5 of a value's scale.
+Image sizes are multiples of the network's stride, so no value depends on padding.
 """
 
 import json

@@ -81,12 +81,3 @@ def test_the_arms_of_the_rebuilt_experiment_differ_in_the_features_alone():
     assert full == random == baseline
     with pytest.raises(ValueError, match=r"sots_rebuilt\.py:none: expected one of full, random, baseline"):
         module.get_config("none")
-
-
-def test_the_shipped_restorers_runs_show_the_same_part_of_an_image():
-    module = module_of("haze")
-    for run in module.RUNS:
-        crop = experiment.resolve(module.get_config(run)).crop
-        assert [round(crop.size / scale) for scale in crop.scale] == [460, 224]
-    with pytest.raises(ValueError, match=r"haze\.py:64: expected one of start, long"):
-        module.get_config("64")
