@@ -291,7 +291,7 @@ def test_bad_scenes_are_named(nyu, tmp_path):
     (tmp_path / "depth").mkdir()
     for number in range(3):
         Image.fromarray(scene(number, 24, 30)[1]).save(tmp_path / "depth" / f"{number}.png")
-    with pytest.raises(ValueError, match=r"scene 1: the image is \(24, 32\) .* its depth \(24, 30\)"):
+    with pytest.raises(ValueError, match=r"scene 1: the image is \(24, 32\) .* its depth is \(24, 30\)"):
         synthesize(
             open_scenes(nyu, tmp_path / "depth"), SOTS, tmp_path / "c", frame=WHOLE, workers=1, progress=False
         )
