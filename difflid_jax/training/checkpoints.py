@@ -61,7 +61,7 @@ class Checkpoints:
             self._lock = _claim(self.folder)
             # Orbax would remove these in the background, while the next one is being written.
             for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(unfinished)
+                _remove(unfinished)
             _put_back(self.folder)
             seals.set_damaged_aside(self.folder)
         parallel.wait_for_all("checkpoints verified")
@@ -267,6 +267,13 @@ def _put_back(folder: Path) -> None:
             shutil.rmtree(replaced)
         else:
             replaced.rename(place)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder in which TensorStore's threads may still be deleting their lock files."""
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
