@@ -145,6 +145,14 @@ def number_range(values: Sequence[str], flag: str, lowest: float, highest: float
     return low, high
 
 
+def integers(values: Sequence[str], flag: str) -> list[int]:
+    """The values of a list flag. Raises UsageError, naming the flag, unless all are integers."""
+    try:
+        return [int(value) for value in values]
+    except ValueError:
+        raise UsageError(f"--{flag} {','.join(values)}: expected integers separated by commas") from None
+
+
 def resolve_dtype(name: str) -> str:
     """The dtype of the frozen model's arithmetic: "auto" is float32 on CPU and bfloat16 elsewhere."""
     if name != "auto":

@@ -22,7 +22,7 @@ from absl import flags
 from tqdm import tqdm
 
 from difflid_jax.atomic import atomic_write
-from difflid_jax.cli import UsageError, define_path, one_line, refuse_existing, resolve_dtype, run
+from difflid_jax.cli import UsageError, define_path, integers, one_line, refuse_existing, resolve_dtype, run
 from difflid_jax.data.files import File, find_files, is_tar
 
 
@@ -38,12 +38,7 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
     if output.suffix != ".npz":
         raise UsageError(f"--output {output}: expected a name that ends in .npz")
     refuse_existing(output, options.overwrite)
-    try:
-        times = [int(t) for t in options.times]
-    except ValueError:
-        raise UsageError(
-            f"--times {','.join(options.times)}: expected integers separated by commas"
-        ) from None
+    times = integers(options.times, "times")
     images = named_images(arguments)
     # Imported here so that --help does not wait for JAX to load.
     import jax.numpy as jnp

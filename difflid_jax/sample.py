@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.cli import UsageError, define_path, refuse_arguments, refuse_existing, run
+from difflid_jax.cli import UsageError, define_path, integers, refuse_arguments, refuse_existing, run
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
@@ -84,10 +84,7 @@ def _labels(given: Sequence[str], classes: int | None, count: int, seed: int) ->
         return None
     if not given:
         return np.random.default_rng(seed).integers(classes, size=count)
-    try:
-        labels = np.array([int(label) for label in given])
-    except ValueError:
-        raise UsageError(f"--labels {','.join(given)}: expected integers separated by commas") from None
+    labels = np.array(integers(given, "labels"))
     if labels.min() < 0 or labels.max() >= classes:
         raise UsageError(f"--labels {','.join(given)}: expected 0 to {classes - 1}")
     return np.resize(labels, count)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, refuse_existing, run, use_compilation_cache
+from difflid_jax.cli import UsageError, define_path, integers, refuse_existing, run, use_compilation_cache
 
 if TYPE_CHECKING:
     from difflid_jax.data.sources import DataSet
@@ -63,10 +63,7 @@ def study(arguments: Sequence[str], options: flags.FlagValues) -> int:
 
 
 def _times(given: Sequence[str], steps: int) -> tuple[int, ...]:
-    try:
-        times = tuple(dict.fromkeys(int(t) for t in given))
-    except ValueError:
-        raise UsageError(f"--times {','.join(given)}: expected integers separated by commas") from None
+    times = tuple(dict.fromkeys(integers(given, "times")))
     if not times or min(times) < 0 or max(times) >= steps:
         raise UsageError(f"--times {','.join(given)}: expected timesteps from 0 to {steps - 1}")
     return times
