@@ -195,11 +195,12 @@ class _Share:
         restored = _checked(restored, clean.shape, name)
         row = {"index": index, "name": image["name"], "seconds": seconds, "cold": cold, "scores": {}}
         self.rows.append(row)
+        prepared = prepare(restored[None], clean[None], self.protocol)
         if self.restores:
-            before, after = (self._squared_error(x, clean) for x in (hazy, restored))
-            row["scores"]["worse"] = float(after > before)
+            untouched = prepare(hazy[None], clean[None], self.protocol)
+            worse = _squared_error(prepared, clean) > _squared_error(untouched, clean)
+            row["scores"]["worse"] = float(worse)
         if self.inception is not None:
-            prepared = prepare(restored[None], clean[None], self.protocol)
             both = np.concatenate([prepared, clean[None]])
             added = (FeatureStatistics.of(features[None]) for features in self.inception(both))
             self.features = [sums + more for sums, more in zip(self.features, added, strict=True)]
@@ -207,10 +208,9 @@ class _Share:
             self.watch(index, hazy, restored, clean)
         return str(index), restored, clean
 
-    def _squared_error(self, image: np.ndarray, clean: np.ndarray) -> float:
-        """The squared error in RGB of an image as the protocol scores it."""
-        prepared = prepare(image[None], clean[None], self.protocol)
-        return float(np.square(np.asarray(prepared, np.float64) - clean).mean())
+
+def _squared_error(prepared: Any, clean: np.ndarray) -> float:
+    return float(np.square(np.asarray(prepared, np.float64) - clean).mean())
 
 
 def _checked(restored: np.ndarray, shape: tuple[int, ...], name: str) -> Float[np.ndarray, "h w 3"]:
