@@ -180,11 +180,12 @@ class DiffLI2D(nnx.Module):
             x = up(x)
             x = skip(jnp.concatenate([x, skips.pop()], axis=-1))
             x = run(block, x)
-        return self._restored(hazy.astype(jnp.float32), x), {"gates": tuple(found)}
+        restored = self._restored(hazy.astype(jnp.float32), self.head(x).astype(jnp.float32))
+        return restored, {"gates": tuple(found)}
 
-    def _restored(self, hazy: jax.Array, x: jax.Array) -> jax.Array:
-        """The restored image, from the hazy one and the last feature map."""
-        return hazy + self.head(x).astype(jnp.float32)
+    def _restored(self, hazy: jax.Array, maps: jax.Array) -> jax.Array:
+        """The restored image, from the hazy one and what the head gives."""
+        return hazy + maps
 
     def _check(
         self, hazy: jax.Array, h_content: jax.Array, h_haze: jax.Array, gates: Sequence[jax.Array] | None

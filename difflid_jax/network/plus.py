@@ -211,10 +211,10 @@ class DiffLI2DPlus(DiffLI2D):
         outputs = 3 * spec.patch**2 * (2 if spec.head == "affine" else 1)
         self.head = Conv3x3(widths[0], outputs, kernel_init=nnx.initializers.zeros, **made)
 
-    def _restored(self, hazy: jax.Array, x: jax.Array) -> jax.Array:
-        maps = pixel_shuffle(self.head(x).astype(jnp.float32), self.spec.patch)
+    def _restored(self, hazy: jax.Array, maps: jax.Array) -> jax.Array:
+        maps = pixel_shuffle(maps, self.spec.patch)
         if self.spec.head == "sum":
-            return hazy + maps
+            return super()._restored(hazy, maps)
         slope, offset = jnp.split(maps, 2, axis=-1)
         return hazy + slope * hazy + offset
 
