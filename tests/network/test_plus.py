@@ -1,5 +1,7 @@
 """DiffLI²D+: windows, borders and tiles."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,9 @@ from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec, Up3x3, resize_windo
 SPEC = PlusSpec(widths=(8, 16), feature_channels=12, heads=2, branches=2, patch=2, head="affine")
 
 
-@pytest.fixture
-def network(drawn):
-    return drawn(lambda: DiffLI2DPlus(SPEC, rngs=nnx.Rngs(0)))
+@pytest.fixture(params=[SPEC, replace(SPEC, patch=1, head="sum")], ids=["patches", "pixels"])
+def network(drawn, request):
+    return drawn(lambda: DiffLI2DPlus(request.param, rngs=nnx.Rngs(0)))
 
 
 def random(seed, *shape):
@@ -35,7 +37,7 @@ def test_a_constant_image_stays_constant(network):
     """Zero padding would draw a rim along the border. The pixels of a patch may differ."""
     h = jnp.broadcast_to(random(1, 1, 1, 1, 12), (1, 3, 3, 12))
     restored = jax.jit(network)(jnp.full((1, 24, 32, 3), 0.6), h, h)[0]
-    assert jnp.ptp(pixel_unshuffle(restored, SPEC.patch), axis=(0, 1, 2)).max() <= 1e-5
+    assert jnp.ptp(pixel_unshuffle(restored, network.spec.patch), axis=(0, 1, 2)).max() <= 1e-5
 
 
 def test_an_untrained_network_is_the_identity():

@@ -240,7 +240,7 @@ def test_weights_that_do_not_fit_are_refused(restorer_folder, prior_folder, tmp_
     assert isinstance(found, Restorer)
 
 
-@pytest.mark.parametrize("tile", ["large", 64, True])
+@pytest.mark.parametrize("tile", ["large", 64, 1.5, True])
 def test_a_tile_that_is_no_size_is_refused(restorer_folder, tile):
     with pytest.raises(ValueError, match="tile: expected auto, off or 192"):
         load_restorer(restorer_folder, tile=tile)
