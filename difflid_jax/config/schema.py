@@ -111,7 +111,7 @@ def default() -> ConfigDict:
                 "batch_size": 1,
                 "lpips": True,
                 "best": "psnr",
-                "limit": 0,  # > 0: score only this many images during training
+                "limit": 0,  # > 0: during training, score only this many images, from the first
             },
         }
     )
