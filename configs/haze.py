@@ -1,11 +1,11 @@
 """The restorer that ships as "haze": DiffLI²D+ on the shipped prior, from one run on two CPU cores.
 
-    python -m difflid_jax.train --config=configs/haze.py --workdir=runs/haze \\
-        --config.data.train=NYU,NYU,NYU,BSDS500,imagenet1000
+    python -m difflid_jax.train --config=configs/haze.py --workdir=runs/haze
 
-NYU is nyu_v2_labelled_train.tar, of which ids 1–1299 with their measured depth are used; BSDS500 and
-imagenet1000, one photograph of each ImageNet class, get a plausible depth. Leave out photographs smaller than
-96 px. The same images listed three times count three times.
+Data, in the current folder or at the paths of --config.data.train: nyu_v2_labelled_train.tar, of which ids
+1–1299 with their measured depth are used, listed three times so that it counts three times; BSDS500 and
+imagenet1000, one photograph of each ImageNet class, which get a plausible depth. Leave out photographs
+smaller than 96 px.
 
 RESIDE's indoor training set is rebuilt as it is read, with wider haze than RESIDE's:
 
@@ -23,7 +23,7 @@ where its features separate haze best; one cosine instead of halving; averaged w
 
 9,000 steps of 8 crops: 71 minutes on two cores. Chosen on pairs of NYU ids 1300–1399, made so:
 
-    S="python -m difflid_jax.synthesize --rgb=NYU --ids=1300-1399"
+    S="python -m difflid_jax.synthesize --rgb=nyu_v2_labelled_train.tar --ids=1300-1399"
     $S --recipe=sots_indoor --output=A
     $S --recipe=its --per_scene=1 --output=B
     $S --recipe=its --per_scene=1 --airlight=0.5,0.85 --beta=1,2.2 --output=C
@@ -40,11 +40,12 @@ from difflid_jax.config import schema
 
 
 def get_config():
-    """The whole recipe; the images are given on the command line."""
+    """The whole recipe."""
     config = schema.default()
     config.prior = "photos64"
     config.data.source = "photographs"
-    config.data.train_ids = (1, 1299)
+    config.data.train = ",".join(["nyu_v2_labelled_train.tar"] * 3 + ["BSDS500", "imagenet1000"])
+    config.data.train_ids = (1, 1299)  # of NYU; the others are the validation set
     config.data.crop = 96
     config.data.view = True
     config.data.sky = 3.0

@@ -148,7 +148,8 @@ def _check_source(source: str, root: str, ids: tuple) -> None:
     if not root and source != "photographs":
         raise ValueError(f"the source {source!r} needs the path of its images (--config.data.train etc.)")
     if ids and (source in ("folders", "tfds") or not root):
-        raise ValueError("ids select images with measured depth, which this source does not have")
+        remedy = "leave them out" if root else "give the path of its images, or leave them out"
+        raise ValueError(f"ids select images with measured depth, which this source does not have; {remedy}")
 
 
 def _paired(
