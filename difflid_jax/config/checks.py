@@ -151,6 +151,12 @@ def _idle_lengths(config: ConfigDict) -> Rules:
             "it out",
         ),
         (
+            config.optimizer.schedule != "cosine",
+            ("optimizer.cycles",),
+            f"the schedule is {config.optimizer.schedule!r}; set config.optimizer.schedule='cosine', or "
+            "leave it out",
+        ),
+        (
             config.training.steps > 0,
             ("training.epochs",),
             f"config.training.steps={config.training.steps} sets the length; also set "

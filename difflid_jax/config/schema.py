@@ -87,6 +87,7 @@ def default() -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.999,
                 "schedule": "halve",  # 'halve', 'cosine', 'constant'
+                "cycles": 1,  # cosines one after the other
                 "halve_every_epochs": 300,
                 "warmup_steps": 0,
                 "ema": 0.0,  # decay of the averaged weights; 0 for none

@@ -19,9 +19,10 @@ class OptimizerSpec:
     """Adam and its learning rate; all lengths in steps.
 
     steps: length of the whole run. schedule: 'halve' (every `halve_every` steps), 'cosine' (to zero at
-    `steps`) or 'constant'. warmup_steps: the rate first rises linearly over this many steps. clip: largest
-    global norm of the gradients. ema: decay of the averaged parameters. 0 turns `warmup_steps`, `clip`,
-    `weight_decay` and `ema` off.
+    `steps`) or 'constant'. cycles: cosines one after the other, each over an equal share of `steps` (SGDR,
+    Loshchilov and Hutter, 2017). warmup_steps: the rate first rises linearly over this many steps. clip:
+    largest global norm of the gradients. ema: decay of the averaged parameters. 0 turns `warmup_steps`,
+    `clip`, `weight_decay` and `ema` off.
     """
 
     steps: int
@@ -30,6 +31,7 @@ class OptimizerSpec:
     b1: float = 0.9
     b2: float = 0.999
     schedule: str = "halve"
+    cycles: int = 1
     warmup_steps: int = 0
     clip: float = 0.0
     weight_decay: float = 0.0
@@ -48,7 +50,7 @@ class OptimizerSpec:
         for name in ("warmup_steps", "clip", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name}: expected 0 (off) or more, found {getattr(self, name)}")
-        for name in ("steps", "halve_every"):
+        for name in ("steps", "halve_every", "cycles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}: expected at least 1, found {getattr(self, name)}")
 
@@ -56,12 +58,14 @@ class OptimizerSpec:
 def learning_rate(spec: OptimizerSpec, step: jax.Array) -> jax.Array:
     """The rate of the update that `step` (counted from 0) makes, float32."""
     step = jnp.asarray(step, jnp.float32)
+    cycle = -(-spec.steps // spec.cycles)
     schedules = {
         "halve": optax.exponential_decay(spec.learning_rate, spec.halve_every, 0.5, staircase=True),
-        "cosine": optax.cosine_decay_schedule(spec.learning_rate, spec.steps),
+        "cosine": optax.cosine_decay_schedule(spec.learning_rate, cycle),
         "constant": optax.constant_schedule(spec.learning_rate),
     }
-    rate = jnp.asarray(schedules[spec.schedule](step), jnp.float32)
+    started = cycle * jnp.minimum(step // cycle, spec.cycles - 1)  # 0 unless there are several cycles
+    rate = jnp.asarray(schedules[spec.schedule](step - started), jnp.float32)
     if spec.warmup_steps:
         # A factor and not `optax.join_schedules`: the decay counts from step 0, not from the warmup's end.
         rate = rate * jnp.minimum((step + 1) / spec.warmup_steps, 1)

@@ -107,6 +107,7 @@ def test_a_value_out_of_range_or_without_effect_is_named(field, value, message):
             {"optimizer.schedule": "cosine", "optimizer.halve_every_epochs": 10},
             "optimizer.halve_every_epochs",
         ),
+        ({"optimizer.cycles": 2}, "optimizer.cycles"),
         ({"training.steps": 10, "training.epochs": 3}, "training.epochs"),
         ({"data.source": "rgbd", "data.dataset": "sots_indoor"}, "data.dataset"),
         (

@@ -139,6 +139,7 @@ def test_bfloat16_computes_on_float32_parameters(parts, drawn):
     [
         ({"schedule": "halve"}, {0: 1.0, 9: 1.0, 10: 0.5, 25: 0.25}),
         ({"schedule": "cosine"}, {0: 1.0, 50: 0.5, 100: 0.0, 200: 0.0}),
+        ({"schedule": "cosine", "cycles": 2}, {0: 1.0, 25: 0.5, 50: 1.0, 75: 0.5, 100: 0.0, 200: 0.0}),
         ({"schedule": "constant", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 99: 1.0}),
     ],
 )
