@@ -14,7 +14,7 @@ from difflid_jax.baselines.retinexnet import RetinexNet
 from difflid_jax.baselines.uretinex_net import URetinexNet
 from difflid_jax.baselines.zero_dce import ZeroDCE
 from difflid_jax.compiled import bounded_jit
-from difflid_jax.weights import store
+from difflid_jax.weights import schema, store
 
 # float32 in [0,1], any batch and size → the same
 Baseline = Callable[[Float[np.ndarray, "b h w 3"]], Float[np.ndarray, "b h w 3"]]
@@ -41,10 +41,7 @@ def load_baseline(name: str, weights: store.Weights | None = None) -> Baseline:
         return lambda images: images
     if name == "dark_channel_prior":
         return lambda images: np.stack([dark_channel_prior(image) for image in images])
-    if name not in NETWORKS:
-        raise ValueError(
-            f"baseline: expected one of {', '.join((*WITHOUT_WEIGHTS, *NETWORKS))}, found {name!r}"
-        )
+    schema.check_choice("baseline", name, (*WITHOUT_WEIGHTS, *NETWORKS))
     if weights is None:
         raise ValueError(
             f"{name} needs its authors' weights: convert them with `python -m convert_weights.peers "

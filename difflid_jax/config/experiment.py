@@ -5,7 +5,7 @@ they return. Errors are ValueErrors that name the field, as in "config.data.crop
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ from difflid_jax.network.difflid import PRESETS, NetworkSpec
 from difflid_jax.network.plus import PlusSpec
 from difflid_jax.training.spec import RunSpec
 from difflid_jax.training.validation import EvaluationSpec
+from difflid_jax.weights.schema import check_choice, check_least
 
 SOURCES = ("folders", "tfds", "photographs", "rgbd")
 FEATURES = ("h_space", "vgg16", "resnet50", "release")
@@ -56,9 +57,8 @@ class Source:
             raise ValueError(
                 f"data.{self.role}_ids: expected () or (first, last) with 0 ≤ first ≤ last, found {ids}"
             )
-        _one_of("data.frame", self.frame, FRAMES)
-        if self.holdout < 0:
-            raise ValueError(f"data.holdout: expected 0 or more, found {self.holdout}")
+        check_choice("data.frame", self.frame, FRAMES)
+        check_least("data.holdout", self.holdout, 0)
         if self.sky != 0 and not 1 <= self.sky <= 1000:
             raise ValueError(f"data.sky: expected 0, or 1 to 1000, found {self.sky}")
 
@@ -82,8 +82,8 @@ class FeaturesSpec:
     noise_seed: int
 
     def __post_init__(self):
-        _one_of("features.kind", self.kind, FEATURES)
-        _one_of("features.dtype", self.dtype, ("auto", *_DTYPES))
+        check_choice("features.kind", self.kind, FEATURES)
+        check_choice("features.dtype", self.dtype, ("auto", *_DTYPES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class PriorExperiment(RunSpec):
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of("dtype", self.dtype, _DTYPES)
+        check_choice("dtype", self.dtype, _DTYPES)
         heads = self.unet.num_head_channels
         if heads < 1 or any(self.unet.model_channels * m % heads for m in self.unet.channel_mult):
             raise ValueError(
@@ -144,14 +144,14 @@ def resolve(config: ConfigDict) -> Experiment:
     checks.check_fields(config, schema.default())
     data, features, network = config.data, config.features, config.network
     with _naming_the_config():
-        _one_of("data.source", data.source, SOURCES)
-        _one_of("data.dataset", data.dataset, LAYOUTS)
+        check_choice("data.source", data.source, SOURCES)
+        check_choice("data.dataset", data.dataset, LAYOUTS)
         for role in ("validation", "test"):
-            _one_of(f"data.{role}_source", data[f"{role}_source"], ("", *SOURCES))
-            _one_of(f"data.{role}_dataset", data[f"{role}_dataset"], ("", *LAYOUTS))
-        _one_of("network.preset", network.preset, ("", *PRESETS))
-        _one_of("network.variant", network.variant, ("", *_VARIANTS))
-        _one_of("network.dtype", network.dtype, _DTYPES)
+            check_choice(f"data.{role}_source", data[f"{role}_source"], ("", *SOURCES))
+            check_choice(f"data.{role}_dataset", data[f"{role}_dataset"], ("", *LAYOUTS))
+        check_choice("network.preset", network.preset, ("", *PRESETS))
+        check_choice("network.variant", network.variant, ("", *_VARIANTS))
+        check_choice("network.dtype", network.dtype, _DTYPES)
         content, haze = _VARIANTS.get(network.variant, (network.content, network.haze))
         experiment = Experiment(
             **_run_fields(config, schema.default()),
@@ -213,7 +213,7 @@ def _training_source(config: ConfigDict) -> Source:
 
 
 def _network(section: ConfigDict, **fields) -> NetworkSpec:
-    _one_of("network.kind", section.kind, ("paper", "plus"))
+    check_choice("network.kind", section.kind, ("paper", "plus"))
     if section.kind == "paper":
         return NetworkSpec(**fields)
     return PlusSpec(**fields, branches=section.branches, patch=section.patch, head=section.head)
@@ -271,11 +271,6 @@ def _run_fields(config: ConfigDict, reference: ConfigDict) -> dict:
         **{name: training.pop(name) for name in ("epochs", "steps", "keep", "fsdp", "tensorboard")},
         "loop_fields": training,
     }
-
-
-def _one_of(field: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{field}: expected one of {', '.join(map(repr, choices))}, found {value!r}")
 
 
 @contextlib.contextmanager

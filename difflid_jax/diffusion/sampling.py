@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from difflid_jax.diffusion.objective import learned_log_variance, split_output
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet
+from difflid_jax.weights import schema
 
 SAMPLERS = ("ddim", "ddpm")
 
@@ -31,8 +32,7 @@ def kept_timesteps(total: int, steps: int, sampler: str) -> Int[np.ndarray, " n"
     DDIM strides by an integer from 0 if one fits (the reference's "ddimN"); otherwise they are spread evenly
     from the first to the last. Raises ValueError for an unknown sampler or an impossible number.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, found {sampler!r}")
+    schema.check_choice("sampler", sampler, SAMPLERS)
     if not 1 <= steps <= total:
         raise ValueError(f"sampling steps: expected 1 to {total}, found {steps}")
     if sampler == "ddim":

@@ -63,11 +63,7 @@ class UNetSpec:
             )
         if not self.num_head_channels:
             raise ValueError("unet.num_head_channels: expected -1 (use num_heads) or at least 1, found 0")
-        if self.noise_schedule not in NOISE_SCHEDULES:
-            raise ValueError(
-                f"unet.noise_schedule: expected one of {', '.join(NOISE_SCHEDULES)}, "
-                f"found {schema.brief(self.noise_schedule)}"
-            )
+        schema.check_choice("unet.noise_schedule", self.noise_schedule, NOISE_SCHEDULES)
 
     @property
     def stride(self) -> int:

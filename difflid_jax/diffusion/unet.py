@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from difflid_jax.diffusion import blocks
 from difflid_jax.diffusion.spec import PARTS, UNetSpec
+from difflid_jax.weights import schema
 
 
 class UNet(nnx.Module):
@@ -23,8 +24,7 @@ class UNet(nnx.Module):
     """
 
     def __init__(self, spec: UNetSpec, *, part: str = "all", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        if part not in PARTS:
-            raise ValueError(f"part of the U-Net: expected one of {', '.join(PARTS)}, found {part!r}")
+        schema.check_choice("part of the U-Net", part, PARTS)
         self.spec = spec
         self.part = part
         self.dtype = dtype

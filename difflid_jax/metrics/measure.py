@@ -11,6 +11,7 @@ from jaxtyping import Float
 from difflid_jax.compiled import bounded_jit
 from difflid_jax.metrics.fidelity import checked_pair, psnr, ssim
 from difflid_jax.metrics.protocols import Protocol, find_protocol
+from difflid_jax.weights import schema
 
 Example = tuple[str, np.ndarray, np.ndarray]
 Distance = Callable[[Array, Array], Array]
@@ -71,8 +72,7 @@ def equal_size_batches(examples: Iterable[Example], batch_size: int) -> Iterator
 
     Order within a size is kept. At most `batch_size - 1` examples of each size wait in memory.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+    schema.check_least("batch_size", batch_size, 1)
     waiting: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
         name, restored, clean = example

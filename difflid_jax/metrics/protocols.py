@@ -7,6 +7,8 @@ score a dB apart. A protocol is data, `measure.py` applies it, and every printed
 from dataclasses import dataclass
 from typing import Literal
 
+from difflid_jax.weights import schema
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -69,6 +71,5 @@ def find_protocol(name: str | Protocol) -> Protocol:
     """The protocol called `name`. Raises ValueError, listing the known names, if there is none."""
     if isinstance(name, Protocol):
         return name
-    if name not in PROTOCOLS:
-        raise ValueError(f"evaluation protocol: expected one of {', '.join(PROTOCOLS)}, found {name!r}")
+    schema.check_choice("evaluation protocol", name, PROTOCOLS)
     return PROTOCOLS[name]

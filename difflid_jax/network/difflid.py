@@ -53,10 +53,8 @@ class NetworkSpec:
 
     def __post_init__(self):
         schema.check(self, "network", widths=(1, 8192), feature_channels=(1, 65536), heads=(1, 256))
-        if self.content not in CONTENT:
-            raise ValueError(f"network.content: expected one of {', '.join(CONTENT)}, found {self.content!r}")
-        if self.haze not in HAZE:
-            raise ValueError(f"network.haze: expected one of {', '.join(HAZE)}, found {self.haze!r}")
+        schema.check_choice("network.content", self.content, CONTENT)
+        schema.check_choice("network.haze", self.haze, HAZE)
         if any(wide != 2 * narrow for narrow, wide in zip(self.widths, self.widths[1:], strict=False)):
             raise ValueError(f"network.widths: each must be twice the one before, found {self.widths}")
         if not self.widths or self.widths[0] % self.heads or self.widths[0] % 2:

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from difflid_jax.layers.resize import DOUBLED, WHOLE, Window, resize
 from difflid_jax.network.cim import ContentIntegration
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec, pixel_shuffle, pixel_unshuffle
+from difflid_jax.weights import schema
 
 HEADS = ("sum", "affine")
 
@@ -53,8 +54,7 @@ class PlusSpec(NetworkSpec):
             raise ValueError(f"network.branches: expected 0 to 8, found {self.branches}")
         if self.patch not in (1, 2, 4):
             raise ValueError(f"network.patch: expected 1, 2 or 4, found {self.patch}")
-        if self.head not in HEADS:
-            raise ValueError(f"network.head: expected one of {', '.join(HEADS)}, found {self.head!r}")
+        schema.check_choice("network.head", self.head, HEADS)
 
     @property
     def stride(self) -> int:

@@ -14,7 +14,7 @@ from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec
 from difflid_jax.network.release import ReleasedDiffLI2D, ReleaseSpec
 from difflid_jax.restoration.plan import checked_tile
 from difflid_jax.restoration.restorer import Restorer
-from difflid_jax.weights import store
+from difflid_jax.weights import schema, store
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
@@ -36,8 +36,7 @@ def load_restorer(
     of another kind, version or architecture, and for a prior other than the one the restorer was trained
     with.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, found {dtype!r}")
+    schema.check_choice("dtype", dtype, _DTYPES)
     tile = checked_tile(tile)
     folder = Path(name_or_folder).expanduser()
     if (folder / "weights" / store.FILE).is_file() and not (folder / store.FILE).exists():

@@ -23,6 +23,7 @@ from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.interruption import Interruption
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.step import TrainState
+from difflid_jax.weights import schema
 
 _IN_FLIGHT = 2  # steps dispatched after the one whose metrics are read
 _TIME_IS_UP = 1  # a reason to stop; the others are numbers of signals
@@ -57,8 +58,7 @@ class LoopSpec:
     def __post_init__(self):
         least = {"log_every": 1, "checkpoint_every": 1, "max_bad_steps": 1, "evaluate_every": 0, "minutes": 0}
         for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"training.{name}: expected at least {lowest}, found {getattr(self, name)}")
+            schema.check_least(f"training.{name}", getattr(self, name), lowest)
         if self.profile_steps and not 1 <= self.profile[0] <= self.profile[1]:
             raise ValueError(
                 "training.profile_steps: expected 'first:last' with 1 ≤ first ≤ last, "

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from difflid_jax.weights import schema
+
 SCHEDULES = ("halve", "cosine", "constant")
 
 
@@ -38,10 +40,7 @@ class OptimizerSpec:
     ema: float = 0.0
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"optimizer.schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}"
-            )
+        schema.check_choice("optimizer.schedule", self.schedule, SCHEDULES)
         if self.learning_rate <= 0:
             raise ValueError(f"optimizer.learning_rate: expected more than 0, found {self.learning_rate}")
         for name in ("b1", "b2", "ema"):
@@ -51,8 +50,7 @@ class OptimizerSpec:
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name}: expected 0 (off) or more, found {getattr(self, name)}")
         for name in ("steps", "halve_every", "cycles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"optimizer.{name}: expected at least 1, found {getattr(self, name)}")
+            schema.check_least(f"optimizer.{name}", getattr(self, name), 1)
 
 
 def learning_rate(spec: OptimizerSpec, step: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 from difflid_jax.data.augment import CropSpec, HazeSpec
 from difflid_jax.training.loop import LoopSpec
 from difflid_jax.training.optimizer import OptimizerSpec
+from difflid_jax.weights import schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,7 @@ class RunSpec:
             "training.keep": (self.keep, 1),
         }
         for field, (value, lowest) in least.items():
-            if value < lowest:
-                raise ValueError(f"{field}: expected at least {lowest}, found {value}")
+            schema.check_least(field, value, lowest)
         # Their own ranges do not depend on the number of elements.
         self.optimizer(1), self.loop(1)
 

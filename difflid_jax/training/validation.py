@@ -15,6 +15,7 @@ from difflid_jax.metrics.fidelity import GAUSSIAN_SIZE
 from difflid_jax.metrics.lpips import LEAST_SIDE, Lpips
 from difflid_jax.metrics.protocols import PROTOCOLS
 from difflid_jax.training.loop import Evaluate
+from difflid_jax.weights import schema
 
 _SHEET_ROWS = 4
 
@@ -34,18 +35,11 @@ class EvaluationSpec:
     limit: int = 0
 
     def __post_init__(self):
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(
-                f"evaluation.protocol: expected one of {', '.join(PROTOCOLS)}, found {self.protocol!r}"
-            )
+        schema.check_choice("evaluation.protocol", self.protocol, PROTOCOLS)
         scores = ("psnr", "ssim", *(["lpips"] if self.lpips else []))
-        if self.best not in scores:
-            raise ValueError(f"evaluation.best: expected one of {', '.join(scores)}, found {self.best!r}")
+        schema.check_choice("evaluation.best", self.best, scores)
         for name, lowest in (("batch_size", 1), ("limit", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(
-                    f"evaluation.{name}: expected at least {lowest}, found {getattr(self, name)}"
-                )
+            schema.check_least(f"evaluation.{name}", getattr(self, name), lowest)
 
     @property
     def least_side(self) -> int:

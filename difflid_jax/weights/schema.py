@@ -1,7 +1,8 @@
 """Checks of a weights file's description of itself, made before anything is built from it.
 
 Architectures are frozen dataclasses: `check` compares their fields with annotations and ranges (call it in
-`__post_init__`), `from_json` builds one from a JSON object. `check_metadata` covers the rest of the metadata.
+`__post_init__`), `from_json` builds one from a JSON object. `check_metadata` covers the rest of the metadata,
+`check_choice` and `check_least` any one value.
 Every failure is a ValueError of one line that names the field, what was expected and what was found.
 """
 
@@ -9,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 Spec = TypeVar("Spec")
@@ -84,6 +85,19 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
             value = value[key]  # a parent comes before its children in METADATA, and is an object
         else:
             _check_value(path, value, kind, bounds)
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise ValueError if `value` is none of the `choices`; `name` is the field or argument."""
+    if value not in choices:
+        listed_choices = ", ".join(str(choice) or "''" for choice in choices)
+        raise ValueError(f"{name}: expected one of {listed_choices}, found {brief(value)}")
+
+
+def check_least(name: str, value: float, lowest: float) -> None:
+    """Raise ValueError if `value` is less than `lowest`; `name` is the field or argument."""
+    if value < lowest:
+        raise ValueError(f"{name}: expected at least {lowest}, found {value}")
 
 
 def listed(names: Sequence[Any], *, most: int = 4, separator: str = ", ") -> str:
