@@ -51,7 +51,8 @@ from difflid_jax.training.step import initial_state, make_step
 from difflid_jax.weights import store
 
 _ROOT = Path(__file__).resolve().parents[1]
-_TARGETS = _ROOT / "scripts" / "gpu_targets"
+_FOLDER = _ROOT / "scripts" / "gpu_targets"
+TARGETS = sorted(path.stem for path in _FOLDER.glob("*.txtpb"))
 
 
 def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stages.Compiled:
@@ -98,6 +99,11 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
     return lowered.compile()
 
 
+def target(name: str) -> str:
+    """XLA's description of one of `TARGETS`."""
+    return (_FOLDER / f"{name}.txtpb").read_text()
+
+
 def gpu_mesh(target: str, devices: int) -> Mesh:
     """A mesh over GPUs that need not exist. Raises UsageError if XLA's GPU compiler is not installed."""
     try:
@@ -125,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     config.data.batch_size = options.batch or config.data.batch_size
     config.data.crop = options.crop or config.data.crop
     experiment = experiments.resolve(config)
-    compiled = compile_step(experiment, (_TARGETS / f"{options.target}.txtpb").read_text(), options.devices)
+    compiled = compile_step(experiment, target(options.target), options.devices)
     if options.hlo:
         Path(options.hlo).write_text(compiled.as_text())
     print(
@@ -162,6 +168,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("devices", 1, "GPUs of one host that share the batch.", lower_bound=1)
     flags.DEFINE_integer("batch", 0, "Crops per step over all devices; 0: as configured.", lower_bound=0)
     flags.DEFINE_integer("crop", 0, "Side of a crop in pixels; 0: as configured.", lower_bound=0)
-    flags.DEFINE_enum("target", "h100", sorted(p.stem for p in _TARGETS.glob("*.txtpb")), "The GPU.")
+    flags.DEFINE_enum("target", "h100", TARGETS, "The GPU.")
     define_path("hlo", "", "Also write the compiled program to this file.")
     run(main)

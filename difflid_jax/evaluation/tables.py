@@ -166,7 +166,7 @@ def write_sheet(path: Path, method: Method, result: Result, test: TestSet, each:
     They are restored again, which costs less than keeping every restored image.
     """
     rows, labels = [], []
-    for words, index in _remarkable(result, each):
+    for words, index in remarkable(result, each):
         image = test.images[index]
         rows.append([image["hazy"], _restored(method, test, index), image["clean"]])
         labels.append([f"{words}: {image['name']}", f"{method.name}: {_scores(result, index)}", "clean"])
@@ -179,7 +179,7 @@ def write_comparison(path: Path, scored: Scored, test: TestSet, each: int = 2) -
     The images are the worst, median and best of the last method.
     """
     rows, labels = [], []
-    for words, index in _remarkable(scored[-1][1], each):
+    for words, index in remarkable(scored[-1][1], each):
         image = test.images[index]
         restored = [_restored(method, test, index) for method, _ in scored]
         rows.append([image["hazy"], *restored, image["clean"]])
@@ -199,9 +199,13 @@ def _scores(result: Result, index: int) -> str:
     return ", ".join(_number(image[metric], metric) for metric in shown)
 
 
-def _remarkable(result: Result, each: int) -> list[tuple[str, int]]:
-    """(words, index) of the worst, median and best images, in that order, none twice."""
+def remarkable(result: Result, each: int) -> list[tuple[str, int]]:
+    """(words, index) of the worst, median and best images, `each` or, if there are few, a third of them.
+
+    In the order of their PSNR, none twice.
+    """
     ranked = result.ranked()
+    each = min(each, -(-len(ranked) // 3))
     middle = max(0, (len(ranked) - each) // 2)
     chosen: dict[int, str] = {}
     for words, indices in (

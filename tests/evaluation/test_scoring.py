@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from difflid_jax.evaluation import scoring
-from difflid_jax.evaluation.scoring import evaluate, over_seeds
+from difflid_jax.evaluation.scoring import Result, evaluate, over_seeds
+from difflid_jax.evaluation.tables import remarkable
 from difflid_jax.metrics.fidelity import psnr, ssim
 from difflid_jax.metrics.protocols import PROTOCOLS
 
@@ -257,6 +258,23 @@ def test_a_protocol_may_crop_and_average_over_batches(monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "crops", replace(crops, crop=17))
     with pytest.raises(ValueError, match=r"image_0.*crops 17×17 pixels, found 20×16"):
         run(0)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, "worst"),
+        (2, "worst best"),
+        (3, "worst median best"),
+        (4, "worst worst best best"),
+        (9, "worst worst median median best best"),
+    ],
+)
+def test_a_sheet_names_few_images_by_their_rank(count, words):
+    images = tuple({"psnr": float(i)} for i in range(count))
+    chosen = remarkable(Result("m", "paper", images, {}, None), each=2)
+    assert [word for word, _ in chosen] == words.split()
+    assert [index for _, index in chosen] == sorted({index for _, index in chosen})
 
 
 def test_several_seeds_give_a_mean_and_its_spread():
