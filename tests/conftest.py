@@ -6,10 +6,11 @@ import shutil
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -64,6 +65,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if hasattr(config, "difflid_cache"):
         shutil.rmtree(config.difflid_cache, ignore_errors=True)
+
+
+@pytest.fixture
+def as_at_run_time() -> Iterator[None]:
+    """Annotations are not checked: a user's value of a wrong type must meet our own error."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

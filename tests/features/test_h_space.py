@@ -78,6 +78,7 @@ def test_no_gradient_flows_back(unet, x):
     assert not gradient.any()
 
 
+@pytest.mark.usefixtures("as_at_run_time")
 @pytest.mark.parametrize("times", [(0, 1000), (-1, 500), (0,)])
 def test_timesteps_outside_the_process_are_refused(times):
     with pytest.raises(ValueError, match=r"features.times(\[.\])?: expected (0 to 999|a list of 2)"):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from difflid_jax.diffusion.schedule import Schedule
@@ -17,6 +18,7 @@ class Recorder:
         return jnp.concatenate([x, jnp.broadcast_to(t[:, None, None, None], x.shape)], -1)
 
 
+@pytest.mark.usefixtures("as_at_run_time")
 def test_the_u_net_gets_alpha_bar_as_timestep_and_noise_at_both_times():
     schedule = Schedule.named("linear")
     x = jax.random.uniform(jax.random.key(1), (2, 64, 64, 3), minval=-1)

@@ -12,6 +12,7 @@ from difflid_jax.images.photos import read_photo
 from difflid_jax.restoration.batch import left_out, plan, restore_photographs
 
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.usefixtures("as_at_run_time")  # the Inverter is no Restorer
 
 
 class Inverter:

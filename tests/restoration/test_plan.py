@@ -46,6 +46,7 @@ def test_a_network_that_cannot_be_tiled_is_refused_large_images():
     assert isinstance(plan(3000, 4000, attends, "off"), Whole)
 
 
+@pytest.mark.usefixtures("as_at_run_time")
 @pytest.mark.parametrize("tile", ["large", 64, 1.5, True])
 def test_a_tile_that_is_no_size_is_refused(tile):
     with pytest.raises(ValueError, match="tile: expected auto, off or 192"):

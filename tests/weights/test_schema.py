@@ -59,6 +59,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.usefixtures("as_at_run_time")
 @pytest.mark.parametrize(("cls", "good", "field", "value"), REFUSED)
 def test_a_field_out_of_range_is_named_in_one_line(cls, good, field, value):
     assert cls.from_dict(cls.from_dict(good).to_dict()) == cls.from_dict(good)
@@ -106,6 +107,7 @@ def folders(tmp_path_factory, drawn):
     return {"unet": prior, "restorer": restorer}
 
 
+@pytest.mark.usefixtures("as_at_run_time")
 def test_mutated_metadata_end_in_one_line(tmp_path, folders):
     """Any one field of a restorer's or a prior's metadata replaced: refused in a line that names the file."""
     refused = accepted = 0
