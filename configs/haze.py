@@ -21,7 +21,8 @@ Differences from the paper: the network (network/plus.py; patch 2, affine head, 
 1.42 M parameters); a prior of our own that sees every image at 64×64, the size it was trained at; t₂ = 300,
 where its features separate haze best; two cosines instead of halving; averaged weights.
 
-18,000 steps of 8 crops, as two cosines of 9,000: 71 minutes on two cores and 117 on one. Chosen on pairs of NYU ids 1300–1399, made so:
+18,000 steps of 8 crops, as two cosines of 9,000: 71 minutes on two cores and 117 on one. Chosen on
+pairs of NYU ids 1300–1399, made so:
 
     S="python -m difflid_jax.synthesize --rgb=nyu_v2_labelled_train.tar --ids=1300-1399"
     $S --recipe=sots_indoor --output=A

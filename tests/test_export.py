@@ -49,6 +49,7 @@ def test_accelerators_get_no_loops_of_the_cpu(restorer):
     assert loops("cpu") > 0
 
 
+@pytest.mark.usefixtures("as_at_run_time")
 def test_a_restorer_that_cannot_leave_sizes_open_says_so():
     class Choosing:
         programs = SimpleNamespace(geometry=SimpleNamespace(common=32))

@@ -73,7 +73,7 @@ class Schedule:
         return jnp.asarray(table, jnp.float32)[t][:, None, None, None]
 
     def sample_noisy(
-        self, x0: Float[Array, "b h w c"], t: Int[Array, " b"], noise: Float[Array, "b h w c"]
+        self, x0: Float[Array | np.ndarray, "b h w c"], t: Int[Array, " b"], noise: Float[Array, "b h w c"]
     ) -> Float[Array, "b h w c"]:
         """x_t ~ q(x_t | x_0) (Eq. 2); the noise is standard normal."""
         return (

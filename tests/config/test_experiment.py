@@ -29,6 +29,7 @@ def test_the_default_is_the_papers():
     assert network.widths == (64, 128, 256, 512) and network.feature_channels == 1024
 
 
+@pytest.mark.usefixtures("as_at_run_time")
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -42,7 +42,7 @@ def stepped(parts):
 def test_the_loss_is_equation_9_with_the_key_of_the_step(parts, stepped):
     features, graph, params, batch = parts
     key = jax.random.fold_in(jax.random.key(5), 0)
-    hazy, clean = (np.asarray(batch[name], np.float32) / 127.5 - 1 for name in ("hazy", "clean"))
+    hazy, clean = (jnp.asarray(batch[name], jnp.float32) / 127.5 - 1 for name in ("hazy", "clean"))
     forward = jax.jit(lambda p, f: nnx.merge(graph, p)(hazy, *features.apply(f, hazy, key))[0])
     restored = np.asarray(forward(params, features.frozen))
     metrics = stepped[0][0][1]
