@@ -82,14 +82,8 @@ def rows(width: int, height: int, mesh: Mesh | None = None) -> dict[str, Cost]:
 
     def network(make: type, spec: NetworkSpec) -> Cost:
         module = nnx.eval_shape(lambda: make(spec, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-        return cost(
-            lambda module, *inputs: module(*inputs)[0],
-            module,
-            _image(width, height, spec.stride),
-            h,
-            h,
-            mesh=mesh,
-        )
+        hazy = _image(width, height, spec.stride)
+        return cost(lambda module, *inputs: module(*inputs)[0], module, hazy, h, h, mesh=mesh)
 
     both = cost(features, unet("encoder"), image, key, mesh=mesh)
     whole = cost(lambda unet, x, t: unet(x, t), unet("all"), image, step, mesh=mesh)
@@ -129,7 +123,7 @@ def _image(width: int, height: int, multiple: int) -> jax.ShapeDtypeStruct:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
-    mesh = gpu_compile.gpu_mesh(gpu_compile.target(flags.FLAGS.target), 1) if flags.FLAGS.target else None
+    mesh = gpu_compile.gpu_mesh(flags.FLAGS.target, 1) if flags.FLAGS.target else None
     sizes = [tuple(map(int, size.split("x"))) for size in flags.FLAGS.sizes]
     tables = [rows(*size, mesh) for size in sizes]
     head = ["method", *(f"GFLOP at {w}×{h}" for w, h in sizes), "parameters, millions"]

@@ -56,7 +56,7 @@ TARGETS = sorted(path.stem for path in _FOLDER.glob("*.txtpb"))
 
 
 def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stages.Compiled:
-    """The step of an experiment, compiled for `devices` of the GPUs described by the text `target`."""
+    """The step of an experiment, compiled for `devices` of the GPU `target`, one of `TARGETS`."""
     mesh = gpu_mesh(target, devices)
     parallel.check_batch_size(mesh, experiment.batch_size)
     unet_spec, spec, dtype = _prior_spec(experiment), experiment.features.h_space, experiment.features.dtype
@@ -99,16 +99,15 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
     return lowered.compile()
 
 
-def target(name: str) -> str:
-    """XLA's description of one of `TARGETS`."""
-    return (_FOLDER / f"{name}.txtpb").read_text()
-
-
 def gpu_mesh(target: str, devices: int) -> Mesh:
-    """A mesh over GPUs that need not exist. Raises UsageError if XLA's GPU compiler is not installed."""
+    """A mesh over GPUs that need not exist, of the kind `target`, one of `TARGETS`.
+
+    Raises UsageError if XLA's GPU compiler is not installed.
+    """
+    description = (_FOLDER / f"{target}.txtpb").read_text()
     try:
         topology = topologies.get_topology_desc(
-            platform="cuda", target_config=target, topology=f"1x1x{devices}"
+            platform="cuda", target_config=description, topology=f"1x1x{devices}"
         )
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise UsageError(f"XLA cannot compile for CUDA here, see --help ({error})") from error
@@ -131,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     config.data.batch_size = options.batch or config.data.batch_size
     config.data.crop = options.crop or config.data.crop
     experiment = experiments.resolve(config)
-    compiled = compile_step(experiment, target(options.target), options.devices)
+    compiled = compile_step(experiment, options.target, options.devices)
     if options.hlo:
         Path(options.hlo).write_text(compiled.as_text())
     print(

@@ -59,13 +59,15 @@ def learning_rate(spec: OptimizerSpec, step: jax.Array) -> jax.Array:
     cycle = -(-spec.steps // spec.cycles)
     schedules = {
         "halve": optax.exponential_decay(spec.learning_rate, spec.halve_every, 0.5, staircase=True),
-        "cosine": optax.cosine_decay_schedule(spec.learning_rate, cycle),
+        "cosine": optax.join_schedules(
+            [optax.cosine_decay_schedule(spec.learning_rate, cycle)] * spec.cycles,
+            [cycle * i for i in range(1, spec.cycles)],
+        ),
         "constant": optax.constant_schedule(spec.learning_rate),
     }
-    started = cycle * jnp.minimum(step // cycle, spec.cycles - 1)  # 0 unless there are several cycles
-    rate = jnp.asarray(schedules[spec.schedule](step - started), jnp.float32)
+    rate = jnp.asarray(schedules[spec.schedule](step), jnp.float32)
     if spec.warmup_steps:
-        # A factor and not `optax.join_schedules`: the decay counts from step 0, not from the warmup's end.
+        # A factor and not a joined schedule: the decay counts from step 0, not from the warmup's end.
         rate = rate * jnp.minimum((step + 1) / spec.warmup_steps, 1)
     return rate
 
