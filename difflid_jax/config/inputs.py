@@ -56,7 +56,10 @@ def open_images(source: Source, cache: str | Path = "off", *, thorough: bool = F
         if not source.holdout:
             return data
         return hold_out(data, source.holdout, source.seed)[source.role == "validation"]
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError as error:
+        flag = f"--config.data.{source.role}=PATH"
+        raise ValueError(f"config.data.{source.role}: {one_line(error)}; give {flag}") from error
+    except (ValueError, NotADirectoryError) as error:
         raise ValueError(f"config.data.{source.role}: {one_line(error)}") from error
 
 

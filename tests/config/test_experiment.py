@@ -176,6 +176,12 @@ def test_a_holdout_is_validated_on_in_place_of_a_validation_set():
         experiment.resolve(changed(schema.default(), fields))
 
 
+def test_images_that_are_not_there_are_named_with_the_flag_that_gives_them(tmp_path):
+    run = experiment.resolve(changed(schema.default(), {"data.train": str(tmp_path / "RESIDE")}))
+    with pytest.raises(ValueError, match=r"RESIDE: no such folder.*; give --config\.data\.train=PATH"):
+        inputs.open_images(run.train)
+
+
 def test_all_missing_inputs_are_named_at_once():
     run = experiment.resolve(changed(schema.default(), {"prior": ""}))
     with pytest.raises(ValueError, match=r"--config\.data\.train=.* and --config\.prior=FOLDER"):
