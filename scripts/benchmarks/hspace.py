@@ -12,11 +12,8 @@ GFLOP are XLA's count before optimization, a multiply-add as two. The peak is th
 the same type, measured here. Memory is what the compiled program holds: arguments, results, temporaries.
 """
 
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
+from measuring import Part, compiled_part, measure_in_turns, pytorch_unet, random_unet
 
 from difflid_jax.cli import UsageError, run
 from difflid_jax.diffusion.presets import PRESETS
@@ -31,23 +29,7 @@ from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.h_space import HSpaceSpec, h_space
 from difflid_jax.features.prior import load_prior
-from difflid_jax.training.throughput import flops
 from difflid_jax.weights import store
-
-
-@dataclass
-class Row:
-    """What is measured: `call` runs once and waits for the result."""
-
-    name: str
-    call: Callable[[], None]
-    flops: float = 0.0
-    memory: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
 
 
 @dataclass(frozen=True)
@@ -57,7 +39,7 @@ class Measured:
     peak: FLOP/s of large matrix products in `dtype`, measured in turns with the rows.
     """
 
-    rows: list[Row]
+    rows: list[Part]
     peak: float
     dtype: str
     size: int
@@ -68,7 +50,7 @@ class Measured:
         """The h-space's share of the measured peak."""
         return self.rows[0].flops / self.rows[0].median / self.peak
 
-    def ratio(self, row: Row) -> float:
+    def ratio(self, row: Part) -> float:
         """How many times as long as the h-space a row takes: the median over the turns."""
         return float(np.median(np.divide(row.seconds, self.rows[0].seconds)))
 
@@ -97,15 +79,7 @@ def measure(
     if reference:
         rows += _theirs(reference, unet.spec, rows, dtype, batch, size)
     peak_row = _matrix_products(jnp.dtype(dtype), on_cpu)
-    for row in [*rows, peak_row]:
-        row.call()
-    for _ in range(turns):
-        for row in [*rows, peak_row]:
-            # PyTorch's threads keep spinning for a while after their work.
-            time.sleep(0.3 if reference and on_cpu else 0)
-            start = time.perf_counter()
-            row.call()
-            row.seconds.append(time.perf_counter() - start)
+    measure_in_turns([*rows, peak_row], turns, rest=0.3 if reference and on_cpu else 0)
     return Measured(rows, peak_row.flops / min(peak_row.seconds), dtype, size, batch)
 
 
@@ -115,17 +89,11 @@ def _model(weights: str, preset: str, whole: bool, dtype: Any) -> tuple[UNet, Sc
         prior = load_prior(weights, part="all" if whole else "encoder", dtype=dtype)
         return prior.unet, prior.schedule
     spec = PRESETS[preset]
-    unet = nnx.eval_shape(
-        lambda: UNet(spec, part="all" if whole else "encoder", dtype=dtype, rngs=nnx.Rngs(0))
-    )
-    # A million numbers repeated: drawing half a billion would take longer than the measurement.
-    drawn = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.02
-    tensors = {name: np.resize(drawn, shape) for name, shape in store.shapes_of(unet).items()}
-    store.fill(unet, tensors, where="random weights")
+    unet = random_unet(spec, "all" if whole else "encoder", dtype)
     return unet, Schedule.named(spec.noise_schedule, spec.diffusion_steps)
 
 
-def _ours(unet: UNet, schedule: Schedule, batch: int, size: int) -> list[Row]:
+def _ours(unet: UNet, schedule: Schedule, batch: int, size: int) -> list[Part]:
     graph, parameters = nnx.split(unet)
     x = jax.random.uniform(jax.random.key(0), (batch, size, size, 3), minval=-1)
     key = jax.random.key(1)
@@ -138,28 +106,19 @@ def _ours(unet: UNet, schedule: Schedule, batch: int, size: int) -> list[Row]:
     def whole(parameters, x, t, labels):
         return nnx.merge(graph, parameters)(x, t, labels)
 
-    rows = [_compiled("h-space at both timesteps", features, parameters, x, key)]
+    rows = [compiled_part("h-space at both timesteps", features, parameters, x, key)]
     if unet.part == "all":
-        once = _compiled("whole U-Net", whole, parameters, x, t, labels)
+        once = compiled_part("whole U-Net", whole, parameters, x, t, labels)
 
         def twice():
             once.call()
             once.call()
 
-        rows.append(Row("whole U-Net, twice", twice, 2 * once.flops, once.memory))
+        rows.append(Part("whole U-Net, twice", twice, 2 * once.flops, once.memory))
     return rows
 
 
-def _compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Row:
-    lowered = jax.jit(function).lower(*arguments)
-    compiled = lowered.compile()
-    analysis = compiled.memory_analysis()
-    sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
-    memory = sum(getattr(analysis, size, 0) for size in sizes)
-    return Row(name, lambda: jax.block_until_ready(compiled(*arguments)), flops(lowered), memory)
-
-
-def _matrix_products(dtype: Any, on_cpu: bool) -> Row:
+def _matrix_products(dtype: Any, on_cpu: bool) -> Part:
     """Large matrix products: several in a row on a GPU, so that the launch of the first hardly counts."""
     side, number = (2048, 1) if on_cpu else (8192, 8)
     a = (jax.random.normal(jax.random.key(2), (side, side)) / side**0.5).astype(dtype)
@@ -171,39 +130,16 @@ def _matrix_products(dtype: Any, on_cpu: bool) -> Row:
             b = a @ b
         return b
 
-    return Row("matrix products", lambda: jax.block_until_ready(products(a)), 2 * number * side**3)
+    return Part("matrix products", lambda: jax.block_until_ready(products(a)), 2 * number * side**3)
 
 
-def _theirs(checkout: str, spec: UNetSpec, ours: list[Row], dtype: str, batch: int, size: int) -> list[Row]:
+def _theirs(checkout: str, spec: UNetSpec, ours: list[Part], dtype: str, batch: int, size: int) -> list[Part]:
     """The reference implementation on the same kind of device; it does the same work."""
-    sys.path.insert(0, str(Path(checkout).expanduser()))
-    try:
-        import torch
-        from guided_diffusion.nn import timestep_embedding
-        from guided_diffusion.unet import UNetModel
-    except ImportError as error:
-        raise UsageError(f"--reference {checkout}: PyTorch's side cannot run: {error}") from error
+    model = pytorch_unet("--reference", checkout, spec).eval()
+    import torch
+    from guided_diffusion.nn import timestep_embedding
+
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    with torch.device("meta"):
-        model = UNetModel(
-            image_size=spec.image_size,
-            in_channels=spec.in_channels,
-            model_channels=spec.model_channels,
-            out_channels=spec.out_channels,
-            num_res_blocks=spec.num_res_blocks,
-            attention_resolutions=spec.attention_resolutions,
-            channel_mult=spec.channel_mult,
-            num_classes=spec.num_classes,
-            num_heads=spec.num_heads,
-            num_head_channels=spec.num_head_channels,
-            use_scale_shift_norm=spec.use_scale_shift_norm,
-            resblock_updown=spec.resblock_updown,
-            use_new_attention_order=spec.use_new_attention_order,
-        )
-    model = model.to_empty(device=device).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
     model = model.to(memory_format=torch.channels_last)
 
     def images(number: int) -> tuple[Any, ...]:
@@ -238,9 +174,9 @@ def _theirs(checkout: str, spec: UNetSpec, ours: list[Row], dtype: str, batch: i
         model(*once)
         model(*once)
 
-    rows = [Row("PyTorch: encoder, channels last", timed(encode), ours[0].flops)]
+    rows = [Part("PyTorch: encoder, channels last", timed(encode), ours[0].flops)]
     if len(ours) > 1:
-        rows.append(Row("PyTorch: whole U-Net, twice", timed(twice), ours[1].flops))
+        rows.append(Part("PyTorch: whole U-Net, twice", timed(twice), ours[1].flops))
     return rows
 
 

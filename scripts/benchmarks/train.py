@@ -13,11 +13,10 @@ step is overhead. If PyTorch is installed, --authors (a checkout of aaaasan111/d
 own step: the whole U-Net in float32, once per timestep, and their smaller network.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 import optax
 from absl import flags
 from flax import nnx
+from measuring import Part, compiled_part, measure_in_turns, memory_of, pytorch_unet, random_unet
 from ml_collections import config_flags
 
 from difflid_jax import parallel
@@ -37,7 +37,6 @@ from difflid_jax.config.experiment import Experiment
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
-from difflid_jax.diffusion.unet import UNet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.features.h_space import feature_channels, h_space
 from difflid_jax.features.prior import in_compute_dtype
@@ -48,24 +47,9 @@ from difflid_jax.training.interruption import Interruption
 from difflid_jax.training.log import RunLog
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import TrainState, initial_state, make_step
-from difflid_jax.weights import store
 
 PAPER_STEPS = 420_000  # of the SOTS schedule: 1,200 epochs of 350
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-@dataclass
-class Part:
-    """A part of the step; `call` runs it once and waits for the result."""
-
-    name: str
-    call: Callable[[], Any]
-    flops: float = 0.0
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
 
 
 @dataclass(frozen=True)
@@ -132,16 +116,10 @@ def measure(experiment: Experiment, preset: str, steps: int) -> Measured:
             *_pieces(graph, apply, optimizer, holder[0], frozen, batch, mesh),
             Part("whole step", whole, throughput.flops(lowered)),
         ]
-        for part in parts:
-            part.call()
-        for _ in range(steps):
-            for part in parts:
-                start = time.perf_counter()
-                part.call()
-                part.seconds.append(time.perf_counter() - start)
+        measure_in_turns(parts, steps)
         in_loop = _loop(experiment, steps, compiled, holder[0], frozen, batches, mesh, Path(folder))
         batches.close()
-    return Measured(experiment, parts, in_loop, _memory(compiled), throughput.peak())
+    return Measured(experiment, parts, in_loop, memory_of(compiled), throughput.peak())
 
 
 def features_of(experiment: Experiment, preset: str) -> FrozenFeatures:
@@ -154,12 +132,7 @@ def features_of(experiment: Experiment, preset: str) -> FrozenFeatures:
         )
     dtype, unet_spec = jnp.dtype(resolve_dtype(experiment.features.dtype)), PRESETS[preset]
     spec = experiment.features.h_space
-    unet = nnx.eval_shape(lambda: UNet(unet_spec, part=spec.part, dtype=dtype, rngs=nnx.Rngs(0)))
-    drawn = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.02
-    shapes = store.shapes_of(unet)
-    store.fill(
-        unet, {name: np.resize(drawn, shape) for name, shape in shapes.items()}, where="random weights"
-    )
+    unet = random_unet(unet_spec, spec.part, dtype)
     in_compute_dtype(unet)
     schedule = Schedule.named(unet_spec.noise_schedule, unet_spec.diffusion_steps)
     graph, frozen = nnx.split(unet)
@@ -181,42 +154,26 @@ def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> 
     """h-space; network forward and backward on given features; what is left of the step."""
     key = jax.random.key(0)
     signed = jax.jit(lambda x: x.astype(jnp.float32) / 127.5 - 1)(batch["hazy"])
-    look = jax.jit(apply).lower(frozen, signed, key)
-    compiled_look = look.compile()
-    maps = compiled_look(frozen, signed, key)
+    # A copy, because the whole step reuses the buffers of the state it is given.
+    own = jax.tree.map(jnp.copy, state)
+    look = compiled_part("h-space", apply, frozen, signed, key)
+    maps = look.call()
 
     def given(maps, x, key):
         return maps
 
-    gradients = jax.jit(jax.grad(restoration_loss(graph, given), has_aux=True)).lower(
-        state.params, maps, batch, key
-    )
-    compiled_gradients = gradients.compile()
-    example = compiled_gradients(state.params, maps, batch, key)[0]
+    differentiate = jax.grad(restoration_loss(graph, given), has_aux=True)
+    gradients = compiled_part("network, forward and backward", differentiate, own.params, maps, batch, key)
+    example = gradients.call()[0]
 
     def linear(params, example, batch, key):
         # With a loss whose gradients are given, only the guard, Adam and the average remain of the step.
         return optax.tree.vdot(params, example), {}
 
-    update = jax.jit(make_step(linear, optimizer), out_shardings=parallel.replicated(mesh)).lower(
-        state, example, batch
-    )
-    compiled_update = update.compile()
-    # A copy, because the whole step reuses the buffers of the state it is given.
-    own = jax.tree.map(jnp.copy, state)
-    return [
-        Part(
-            "h-space",
-            lambda: jax.block_until_ready(compiled_look(frozen, signed, key)),
-            throughput.flops(look),
-        ),
-        Part(
-            "network, forward and backward",
-            lambda: jax.block_until_ready(compiled_gradients(own.params, maps, batch, key)),
-            throughput.flops(gradients),
-        ),
-        Part("optimizer", lambda: jax.block_until_ready(compiled_update(own, example, batch))),
-    ]
+    update = jax.jit(make_step(linear, optimizer), out_shardings=parallel.replicated(mesh))
+    compiled = update.lower(state, example, batch).compile()
+    rest = Part("optimizer", lambda: jax.block_until_ready(compiled(own, example, batch)))
+    return [look, gradients, rest]
 
 
 def _loop(experiment, steps, compiled, state, frozen, batches, mesh, folder: Path) -> float:
@@ -247,36 +204,15 @@ def _loop(experiment, steps, compiled, state, frozen, batches, mesh, folder: Pat
     return experiment.batch_size / float(np.median(rates[1:]))
 
 
-def _memory(compiled) -> int:
-    """Arguments, results and temporaries; what is written into donated arguments counts once."""
-    sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
-    analysis = compiled.memory_analysis()
-    return sum(getattr(analysis, size, 0) for size in sizes) - getattr(analysis, "alias_size_in_bytes", 0)
-
-
 def authors_step(checkout: str, batch: int, size: int, preset: str, steps: int) -> float:
     """Seconds per image of the authors' own training step in PyTorch, on the same kind of device."""
-    sys.path.insert(0, str(Path(checkout).expanduser()))
-    try:
-        import torch
-        from guided_diffusion.unet import UNetModel
-        from models.net import DiffLI2D as TheirNetwork
-        from models.net import HSpaceExtractor
-    except ImportError as error:
-        raise UsageError(f"--authors {checkout}: PyTorch's side cannot run: {error}") from error
     spec = PRESETS[preset]
+    unet = pytorch_unet("--authors", checkout, spec)
+    import torch
+    from models.net import DiffLI2D as TheirNetwork
+    from models.net import HSpaceExtractor
+
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    fields = (
-        "image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks", "channel_mult",
-        "attention_resolutions", "num_classes", "num_heads", "num_head_channels", "use_scale_shift_norm",
-        "resblock_updown", "use_new_attention_order",
-    )  # fmt: skip
-    with torch.device("meta"):
-        unet = UNetModel(**{name: getattr(spec, name) for name in fields})
-    unet = unet.to_empty(device=device)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.normal_(0, 0.02)
     extract = HSpaceExtractor(unet, 0.9999, 0.0778, device=device)
     network = TheirNetwork(h_channels=spec.out_channels).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-4)
