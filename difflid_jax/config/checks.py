@@ -85,6 +85,16 @@ def _idle_features(config: ConfigDict) -> Rules:
             "the size of the whole image's features is not given; set config.features.side=64",
         ),
         (
+            not config.data.view,
+            ("data.region", "data.region_after"),
+            "only features of whole images know of regions; set config.data.view=True, or leave it out",
+        ),
+        (
+            config.data.region == (1.0, 1.0),
+            ("data.region_after",),
+            "there are no regions; set config.data.region=(0.4, 1.0), or leave it out",
+        ),
+        (
             bool(network.preset),
             ("network.widths",),
             f"the preset {network.preset!r} sets the widths; also set config.network.preset=''",

@@ -262,6 +262,8 @@ def _run_fields(config: ConfigDict, reference: ConfigDict) -> dict:
             flip=config.data.flip,
             scale=config.data.scale,
             view=config.features.side if config.data.get("view") else 0,
+            region=config.data.get("region", (1.0, 1.0)),
+            region_after=config.data.get("region_after", 0),
         ),
         "batch_size": config.data.batch_size,
         "workers": config.data.workers,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from difflid_jax.data.haze import scatter
 from difflid_jax.data.sources import DataSet
+from difflid_jax.weights.schema import check_least
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 _KEPT_VIEWS = 8192  # 28 KiB each, at 64 px with depth
@@ -85,18 +86,26 @@ class CropSpec:
     scale: range of a factor, log-uniform, by which the image is first resized (never so small that the crop
         no longer fits); (1, 1) is off.
     view: side at which the whole hazy image accompanies every crop, for features of whole images; 0 is off.
+    region: range of a factor, log-uniform, of the sides of a random region that stands for the whole image,
+        so that some images show little but a wall or a sky; with `view` only; (1, 1) is off.
+    region_after: number of batches before the first with regions.
     """
 
     size: int = 128
     flip: bool = True
     scale: tuple[float, float] = (1.0, 1.0)
     view: int = 0
+    region: tuple[float, float] = (1.0, 1.0)
+    region_after: int = 0
 
     def __post_init__(self):
         if self.size < 1:
             raise ValueError(f"data.crop: expected at least 1 pixel, found {self.size!r}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"data.scale: expected two numbers 0 < low ≤ high, found {self.scale!r}")
+        if len(self.region) != 2 or not 0 < self.region[0] <= self.region[1] <= 1:
+            raise ValueError(f"data.region: expected two numbers 0 < low ≤ high ≤ 1, found {self.region!r}")
+        check_least("data.region_after", self.region_after, 0)
 
 
 @dataclass
@@ -114,16 +123,18 @@ class Augment:
 
     def __call__(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         positions = self.data.elements[element].tolist()
-        shape = self.data.store.shape(positions[0])
-        window, flip = self._window(shape, rng)
+        top, left, *shape = self._region(self.data.store.shape(positions[0]), rng)
+        inside, flip = self._window(shape, rng)
+        window = (top + inside[0], left + inside[1], *inside[2:])
         arrays = [self._read(position, window, flip) for position in positions]
         if self.data.kind == "images":
             return {"image": arrays[0]}
         if not self.crop.view:
             return self._pair(arrays, rng)
-        part = _part(window, shape, flip)
+        part = _part(inside, shape, flip)
+        region = (top, left, *shape)
         # The same draws, so that the crop and the whole image have the same haze.
-        view = self._pair([self._view(position, flip) for position in positions], copy.deepcopy(rng))
+        view = self._pair([self._view(position, region, flip) for position in positions], copy.deepcopy(rng))
         pair = self._pair(arrays, rng, part)
         return {**pair, "view": view["hazy"], "window": np.asarray(part, np.float32)}
 
@@ -133,6 +144,19 @@ class Augment:
         if self.data.kind == "pairs":
             return {"hazy": arrays[0], "clean": arrays[1]}
         return make_hazy(arrays[0], arrays[1], self.haze, rng, window=window)
+
+    def _region(self, shape: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+        """(top, left, height, width) of the part that stands for the whole image; the crop fits in it."""
+        if self.crop.region == (1.0, 1.0):
+            return 0, 0, *shape[:2]
+        factor = math.exp(rng.uniform(*map(math.log, self.crop.region)))
+        height, width = (min(side, max(self.crop.size, round(side * factor))) for side in shape[:2])
+        return (
+            int(rng.integers(shape[0] - height + 1)),
+            int(rng.integers(shape[1] - width + 1)),
+            height,
+            width,
+        )
 
     def _window(self, shape: Sequence[int], rng: np.random.Generator) -> tuple[tuple[int, ...], bool]:
         side, (low, high) = self.crop.size, self.crop.scale
@@ -149,13 +173,14 @@ class Augment:
             array = _resize(array, self.crop.size)
         return _mirrored(array) if flip else array
 
-    def _view(self, position: int, flip: bool) -> np.ndarray:
-        small = self._views.get(position)
+    def _view(self, position: int, region: tuple[int, ...], flip: bool) -> np.ndarray:
+        whole = region == (0, 0, *self.data.store.shape(position)[:2])
+        small = self._views.get(position) if whole else None
         if small is None:
-            array = self.data.store.read(position)
+            array = self.data.store.window(position, *region)
             image = Image.fromarray(array if array.ndim == 3 else array.astype(np.float32))
             small = np.asarray(image.resize((self.crop.view, self.crop.view), Image.Resampling.BOX))
-            if len(self._views) < _KEPT_VIEWS:
+            if whole and len(self._views) < _KEPT_VIEWS:
                 self._views[position] = small
         return _mirrored(small) if flip else small
 

@@ -48,18 +48,19 @@ def test_scaled_crops_show_more_of_the_image():
     assert min(extents) <= 16 and 25 <= max(extents) <= 30
 
 
-def test_the_whole_image_goes_with_its_crop_under_the_same_haze():
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_whole_image_or_a_region_goes_with_its_crop_under_the_same_haze(share):
     rows = np.indices((40, 40))[0]
     clean = np.repeat((4 * rows).astype(np.uint8)[..., None], 3, axis=2)
     data = _pair(clean, np.rint(rows / 39 * 65535).astype(np.uint16))
-    plain = _crops(data, CropSpec(16), 20)
-    viewed = _crops(data, CropSpec(16, view=40), 20)
-    for crop, whole in zip(plain, viewed, strict=True):
-        np.testing.assert_array_equal(crop["hazy"], whole["hazy"])
-        top, left, bottom, right = whole["window"] * 40
+    side = round(40 * share)
+    starts = set()
+    for crop in _crops(data, CropSpec(16, view=side, region=(share, share)), 20):
+        top, left, bottom, right = (round(float(edge) * side) for edge in crop["window"])
         assert bottom - top == right - left == 16
-        inside = whole["view"][round(top) : round(bottom), round(left) : round(right)]
-        np.testing.assert_array_equal(inside, whole["hazy"])
+        np.testing.assert_array_equal(crop["view"][top:bottom, left:right], crop["hazy"])
+        starts.add(int(crop["clean"][0, 0, 0]) // 4 - top)
+    assert starts == {0} if share == 1 else min(starts) < 5 and max(starts) > 15
 
 
 def test_haze_is_the_scattering_model_over_the_depth_of_the_whole_image():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +108,15 @@ def test_another_seed_another_order_and_other_crops():
     first, second = (_take(Batches(_data("pairs"), CROP, 7, seed=seed), 3) for seed in (0, 1))
     assert [_images(b) for b in first] != [_images(b) for b in second]
     _equal(first, _take(Batches(_data("pairs"), CROP, 7, seed=0), 3))
+
+
+def test_regions_begin_after_their_batch():
+    data = _data("depth")
+    crop = CropSpec(8, view=4, region=(0.5, 0.5), region_after=3)
+    never, always = replace(crop, region=(1.0, 1.0), region_after=0), replace(crop, region_after=0)
+    late, never, always = (_take(Batches(data, spec, 4), 6) for spec in (crop, never, always))
+    _equal(late, never[:3] + always[3:])
+    assert all((a["view"] != b["view"]).any() for a, b in zip(never, always, strict=True))
 
 
 def test_augmentation_depends_on_seed_element_and_epoch_alone():
