@@ -6,6 +6,7 @@
 
 `laptop` trains the rows at a size that one CPU core trains in minutes (configs/sots_rebuilt.py, NYU ids
 1–1299, scored on ids 1300–1399; configs/lol_v1_laptop.py for table4). `paper` trains the paper's configs.
+`plus` is not the paper's: DiffLI²D+ against the paper's block, with equal numbers of trained parameters.
 Every run is a workdir of `train` below --workdir: the same command resumes an interrupted study, finished
 runs are kept, and the page is rewritten after each of them. --dry_run lists the runs.
 
@@ -58,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     if options.exhibit in STUDIES:
         return _study(options)
     planned = _chosen(runs(options.exhibit, options.budget, options.seeds), options.rows)
+    if not planned:
+        raise UsageError(f"--exhibit={options.exhibit} has no runs at --budget={options.budget}")
     if options.dry_run:
         for item in planned:
             print(f"{item.folder}: {item.steps:,} steps, {_hours([item], options):.1f} h")

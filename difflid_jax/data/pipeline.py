@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from difflid_jax.data.augment import RESIDE, Augment, CropSpec, HazeSpec, check_seed, make_hazy
+from difflid_jax.data.shuffle import Shuffled
 from difflid_jax.data.sources import DataSet
 from difflid_jax.data.threads import cores
 
@@ -36,36 +37,6 @@ _PER_WORKER = 2  # batches that a worker prepares ahead
 _SHARED_MEMORY = "/dev/shm"
 _WORKER_PATIENCE = 5.0  # seconds between a SIGTERM and the end of a worker
 _AUGMENTATION = 0x6A09E667  # keeps the augmentation's random numbers apart from the shuffle's
-
-
-class _Shuffled(grain.MapDataset):
-    """The elements of each epoch in an order drawn from (seed, epoch).
-
-    Replaces Grain's `shuffle`, which takes half a millisecond per index of a small data set.
-    """
-
-    def __init__(self, parent: grain.MapDataset, seed: int):
-        super().__init__(parent)
-        self._seed = seed
-        self._orders: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self._parent)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        epoch, position = divmod(index, len(self))
-        return self._parent[epoch * len(self) + int(self._order(epoch)[position])]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
-        if order is None:
-            bits = np.random.Philox(key=[self._seed, epoch]).random_raw(len(self))
-            order = np.argsort(bits, kind="stable")
-            # Batches across the end of an epoch need two; threads may replace the dict at the same time.
-            self._orders = {k: v for k, v in self._orders.items() if abs(k - epoch) <= 1} | {epoch: order}
-        return order
 
 
 class Batches:
@@ -109,7 +80,7 @@ class Batches:
         def batches(crop: CropSpec) -> grain.MapDataset:
             chain = grain.MapDataset.range(len(data))
             chain = chain.random_map(Augment(data, crop, haze), seed=seed ^ _AUGMENTATION)
-            return _Shuffled(chain, seed).repeat(_EPOCHS).batch(size, batch_fn=_stack)
+            return Shuffled(chain, seed).repeat(_EPOCHS).batch(size, batch_fn=_stack)
 
         if workers:
             images = 1 if data.kind == "images" else 2

@@ -65,5 +65,5 @@ def psnr(exhibit: str, row: str, column: str) -> float | None:
         "table4": TABLE_4,
         "figure8": FIGURE_8,
     }
-    value = tables[exhibit].get(row, {}).get(column)
+    value = tables.get(exhibit, {}).get(row, {}).get(column)
     return value[0] if isinstance(value, tuple) else value

@@ -41,8 +41,8 @@ def page(exhibit: str, budget: str, planned: Sequence[Run], outcomes: Sequence[O
     lines = [f"# {exhibit}, {budget} budget: {len(outcomes)} of {len(planned)} runs finished", ""]
     columns = list(dict.fromkeys(run.column for run in planned))
     for column in columns:
-        lines += [f"## {column}", "", _HEADER, _RULE]
         full = reference(exhibit)
+        lines += [f"## {column}", "", _HEADER.format(full), _RULE]
         ours = {row: _values(outcomes, row, column, "psnr") for row in rows(exhibit)}
         for row in rows(exhibit):
             others = [_spread(_values(outcomes, row, column, metric), 3) for metric in METRICS[1:]]
@@ -84,7 +84,7 @@ def write(
     return path
 
 
-_HEADER = "| row | seeds | PSNR, dB | SSIM | LPIPS | to the full network | paper, dB | to its own |"
+_HEADER = "| row | seeds | PSNR, dB | SSIM | LPIPS | to `{}` | paper, dB | to its own |"
 _RULE = "|---|---:|---:|---:|---:|---:|---:|---:|"
 _LAPTOP_NOTE = (
     "The paper's numbers are for its own data, prior and 8.63 M parameters; at laptop scale only the "

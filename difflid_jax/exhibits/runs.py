@@ -3,6 +3,7 @@
 `paper` budget: the configs of the paper's data sets, as published. `laptop` budget: the same rows on
 configs/sots_rebuilt.py (RESIDE's indoor recipe on NYU Depth v2, 400 steps), Table 4 on
 configs/lol_v1_laptop.py. A run's folder is `<column>/<row>-<seed>`: exhibits share the runs of equal rows.
+`plus` is no exhibit of the paper: it compares DiffLI²D+ with the paper's block, laptop budget only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -142,6 +143,16 @@ def study_flags(exhibit: str, budget: str, paths: Mapping[str, Sequence[str]]) -
 _RANDOM = ("--config.features.random=True",)
 _BASELINE = ("--config.network.variant=baseline",)
 
+# DiffLI²D+ with as many trained parameters as the paper's block at widths 16 to 128 (406,483; ± 2 %).
+_GATED = ("--config.network.kind=plus", "--config.network.preset=", "--config.network.branches=2")
+_LEVELS_4 = (*_GATED, "--config.network.widths=(8,16,32,64)")
+_PATCHES = (
+    *_GATED,
+    "--config.network.widths=(16,32,64)",
+    "--config.network.patch=2",
+    "--config.network.head=affine",
+)
+
 # Exhibit → (columns of the paper, row → flags that make it).
 _EXHIBITS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "table1": (HAZE_SETS, {"random": _RANDOM, "baseline": _BASELINE, "full": ()}),
@@ -165,6 +176,17 @@ _EXHIBITS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
         },
     ),
     "table4": (LOW_LIGHT_SETS, {"random": _RANDOM, "full": ()}),
+    "plus": (
+        (),
+        {
+            "paper": (),
+            "gated": _LEVELS_4,
+            "gated_affine": (*_LEVELS_4, "--config.network.head=affine"),
+            "patches": _PATCHES,
+            "patches_view": (*_PATCHES, "--config.data.view=True"),
+            "patches_random": (*_PATCHES, *_RANDOM),
+        },
+    ),
     "figure8": (
         ("sots",),
         {
