@@ -86,13 +86,18 @@ def _idle_features(config: ConfigDict) -> Rules:
         ),
         (
             not config.data.view,
-            ("data.region", "data.region_after"),
-            "only features of whole images know of regions; set config.data.view=True, or leave it out",
+            ("data.region", "data.region_after", "features.cache"),
+            "it is for features of whole images; set config.data.view=True, or leave it out",
         ),
         (
             config.data.region == (1.0, 1.0),
             ("data.region_after",),
             "there are no regions; set config.data.region=(0.4, 1.0), or leave it out",
+        ),
+        (
+            config.data.region != (1.0, 1.0),
+            ("features.cache",),
+            "every crop has features of another region; set config.data.region=(1.0, 1.0), or leave it out",
         ),
         (
             bool(network.preset),
@@ -142,6 +147,11 @@ def _idle_data(config: ConfigDict) -> Rules:
             "train" not in makes_haze,
             [f"data.haze.{name}" for name in _OF_TRAINING_HAZE],
             f"the training source {data.source!r} makes no haze; {remedy}",
+        ),
+        (
+            "train" in makes_haze,
+            ("features.cache",),
+            f"the training source {data.source!r} makes the haze of every crop anew; leave it out",
         ),
         (
             data.source != "photographs",

@@ -72,7 +72,8 @@ class Source:
 class FeaturesSpec:
     """The frozen features: their kind, what is read from a U-Net, and the precision.
 
-    random: the control, a U-Net with random weights. noise_seed: seed of the noise at evaluation.
+    random: the control, a U-Net with random weights. noise_seed: seed of the noise at evaluation. cache:
+    noises per training image whose features are kept; 0 keeps none.
     """
 
     kind: str
@@ -80,8 +81,10 @@ class FeaturesSpec:
     dtype: str
     random: bool
     noise_seed: int
+    cache: int = 0
 
     def __post_init__(self):
+        check_least("features.cache", self.cache, 0)
         check_choice("features.kind", self.kind, FEATURES)
         check_choice("features.dtype", self.dtype, ("auto", *_DTYPES))
 
@@ -181,6 +184,7 @@ def resolve(config: ConfigDict) -> Experiment:
                 dtype=features.dtype,
                 random=features.random,
                 noise_seed=features.noise_seed,
+                cache=features.cache,
             ),
             network=_network(
                 network,

@@ -72,6 +72,9 @@ def default() -> ConfigDict:
                 "dtype": "auto",  # bfloat16 on GPU and TPU, float32 on CPU
                 "random": False,  # control: the frozen network with random weights
                 "noise_seed": 0,  # of the noise at evaluation and in the restorer
+                # > 0: with data.view, the features of the training images are computed once, with this many
+                # noises per image, and kept in the decoded cache's folder (training.feature_bank).
+                "cache": 0,
             },
             "network": {
                 "kind": "paper",  # or 'plus' (DiffLI²D+, network.plus)

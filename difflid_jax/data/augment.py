@@ -113,7 +113,8 @@ class Augment:
     """Element → crops, {'hazy', 'clean'} or {'image'}, uint8 (size,size,3).
 
     With `crop.view` also 'view', the whole hazy image, uint8 (view,view,3), and 'window', the part of it that
-    the crop shows: (top, left, bottom, right) in [0,1], float32 (4,).
+    the crop shows: (top, left, bottom, right) in [0,1], float32 (4,). With `data.features`, what these give
+    for the whole image in place of 'view'.
     """
 
     data: DataSet
@@ -132,6 +133,9 @@ class Augment:
         if not self.crop.view:
             return self._pair(arrays, rng)
         part = _part(inside, shape, flip)
+        if self.data.features:
+            maps = self.data.features.draw(element, flip, rng)
+            return {**self._pair(arrays, rng), **maps, "window": np.asarray(part, np.float32)}
         region = (top, left, *shape)
         # The same draws, so that the crop and the whole image have the same haze.
         view = self._pair([self._view(position, region, flip) for position in positions], copy.deepcopy(rng))
@@ -171,18 +175,22 @@ class Augment:
         array = self.data.store.window(position, *window)
         if window[2] != self.crop.size:
             array = _resize(array, self.crop.size)
-        return _mirrored(array) if flip else array
+        return mirrored(array) if flip else array
 
     def _view(self, position: int, region: tuple[int, ...], flip: bool) -> np.ndarray:
         whole = region == (0, 0, *self.data.store.shape(position)[:2])
         small = self._views.get(position) if whole else None
         if small is None:
-            array = self.data.store.window(position, *region)
-            image = Image.fromarray(array if array.ndim == 3 else array.astype(np.float32))
-            small = np.asarray(image.resize((self.crop.view, self.crop.view), Image.Resampling.BOX))
+            small = reduced(self.data.store.window(position, *region), self.crop.view)
             if whole and len(self._views) < _KEPT_VIEWS:
                 self._views[position] = small
-        return _mirrored(small) if flip else small
+        return mirrored(small) if flip else small
+
+
+def reduced(array: np.ndarray, side: int) -> np.ndarray:
+    """An image or a depth map averaged to side×side; depth becomes float32."""
+    image = Image.fromarray(array if array.ndim == 3 else array.astype(np.float32))
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
 
 
 def _part(window: Sequence[int], shape: Sequence[int], flip: bool) -> tuple[float, float, float, float]:
@@ -246,7 +254,7 @@ def _light(
     return (one * (1 - right) + other * right)[..., None]
 
 
-def _mirrored(array: np.ndarray) -> np.ndarray:
+def mirrored(array: np.ndarray) -> np.ndarray:
     """Mirrored left to right, channel by channel: a copy of a reversed view takes six times as long."""
     if array.ndim == 2:
         return array[:, ::-1]

@@ -15,6 +15,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -29,6 +30,14 @@ from difflid_jax.images.formats import EXTENSIONS
 SOURCES = ("folders", "tfds", "photographs", "rgbd", "images")
 
 
+class Features(Protocol):
+    """Kept features of a data set's images."""
+
+    def draw(self, element: int, flip: bool, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Maps by name of one image, mirrored or not."""
+        ...
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Elements over a store of images.
@@ -39,6 +48,7 @@ class DataSet:
     keys: one per array of the store, hex digests of content and preparation.
     fingerprint: hex digest of all names and keys.
     report: of the pairing, if there was one.
+    features: of the whole images, if they are kept.
     """
 
     kind: str
@@ -48,6 +58,7 @@ class DataSet:
     fingerprint: str
     keys: tuple[str, ...] = ()
     report: Report | None = None
+    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.elements)

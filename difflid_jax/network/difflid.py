@@ -146,7 +146,7 @@ class DiffLI2D(nnx.Module):
         h_haze: Float[Array, "b m n _"],
         *,
         gates: Sequence[Float[Array, "b 1 1 _"]] | None = None,
-        window: Window = WHOLE,
+        window: Window | Float[Array, "b 4"] = WHOLE,
     ) -> tuple[Float[Array, "b h w 3"], dict[str, tuple[Float[Array, "b 1 1 _"], ...]]]:
         """(restored, float32 and not clipped, {"gates": the channel gates of Eq. 8, one per block}).
 

@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from difflid_jax import parallel
 from difflid_jax.config import inputs
 from difflid_jax.config.experiment import Experiment
-from difflid_jax.data.augment import CropSpec
 from difflid_jax.data.sources import DataSet
 from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.network.difflid import DiffLI2D, NetworkSpec
 from difflid_jax.network.plus import DiffLI2DPlus, PlusSpec
 from difflid_jax.restoration.restorer import Restorer
 from difflid_jax.training import runner
+from difflid_jax.training.feature_bank import keep_features, map_of
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.runner import Task
 from difflid_jax.training.start import count, first_parameters
@@ -57,9 +57,9 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
     return Task(
         params=params,
         loss=restoration_loss(graph, apply),
-        arrays=_arrays(experiment.crop),
+        arrays=_arrays(experiment, features),
         data={"train": images} | {role: evaluation.data for role, evaluation in scored.items()},
-        open_cached=lambda cache: inputs.open_images(experiment.train, cache),
+        open_cached=lambda cache: _open_cached(experiment, features, cache),
         multiple=math.lcm(features.multiple, spec.stride),
         metric=experiment.evaluation.best,
         highest=experiment.evaluation.best != "lpips",
@@ -85,13 +85,28 @@ def first_network(
     return first_parameters(make, spec, "restorer", "" if resuming else experiment.init)
 
 
-def _arrays(crop: CropSpec) -> dict[str, jax.ShapeDtypeStruct]:
+def _open_cached(experiment: Experiment, features: FrozenFeatures, cache: Path) -> DataSet:
+    images = inputs.open_images(experiment.train, cache)
+    spec = experiment.features
+    if not spec.cache:
+        return images
+    if str(cache) == "off":
+        raise ValueError("config.features.cache: features need a folder; give config.data.cache one")
+    return keep_features(
+        images, cache / "features", features, spec.h_space, noises=spec.cache, seed=experiment.seed
+    )
+
+
+def _arrays(experiment: Experiment, features: FrozenFeatures) -> dict[str, jax.ShapeDtypeStruct]:
     """An element of a batch, see `data.augment.Augment`."""
-    image = jax.ShapeDtypeStruct((crop.size, crop.size, 3), jnp.uint8)
-    arrays = {"hazy": image, "clean": image}
-    if crop.view:
-        arrays["view"] = jax.ShapeDtypeStruct((crop.view, crop.view, 3), jnp.uint8)
+    size, view = experiment.crop.size, experiment.crop.view
+    arrays = {name: jax.ShapeDtypeStruct((size, size, 3), jnp.uint8) for name in ("hazy", "clean")}
+    if view:
         arrays["window"] = jax.ShapeDtypeStruct((4,), jnp.float32)
+    if view and experiment.features.cache:
+        arrays |= dict.fromkeys(("h_content", "h_haze"), map_of(features, view))
+    elif view:
+        arrays["view"] = jax.ShapeDtypeStruct((view, view, 3), jnp.uint8)
     return arrays
 
 

@@ -17,14 +17,18 @@ def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
 
     `network` is the graph of the restorer, whose parameters the loss receives; `features(frozen, x, key)`
     gives (h_content, h_haze) of hazy images x (B,H,W,3), float32 in [-1,1]. Crops with the features of whole
-    images also have 'view', these images, and 'window' (B,4), see `data.augment.Augment`.
+    images also have 'view', these images, or 'h_content' and 'h_haze', their features, and 'window' (B,4);
+    see `data.augment.Augment`.
     """
 
     def loss(params, frozen, batch, key):
         hazy, clean = signed(batch["hazy"]), signed(batch["clean"])
-        whole = signed(batch["view"]) if "view" in batch else hazy
-        # The network waits for the features, so that its maps and the U-Net's are not in memory together.
-        hazy, *maps = jax.lax.optimization_barrier((hazy, *features(frozen, whole, key)))
+        if "h_haze" in batch:
+            maps = batch["h_content"], batch["h_haze"]
+        else:
+            maps = features(frozen, signed(batch["view"]) if "view" in batch else hazy, key)
+            # The network waits for the features, so that its maps and the U-Net's are not in memory together.
+            hazy, *maps = jax.lax.optimization_barrier((hazy, *maps))
         window = {"window": batch["window"]} if "window" in batch else {}
         restored, _ = nnx.merge(network, params)(hazy, *maps, **window)
         restored = restored.astype(jnp.float32)
