@@ -13,12 +13,14 @@ def test_ranks_are_compared_at_the_timestep_that_varies(tmp_path):
     lines = [f"prior,middle,{t},{a},,,0.5,1" for t, a in zip(times, accuracy, strict=True)]
     lines += [f"random weights,middle,{t},0.5,,,0.5,1" for t in times]
     probe.write_text(PROBE + "\n".join(lines) + "\n")
-    # t₂ at t₁ = 0: 100 < 300 with two seeds, and 500 between them, as the accuracies.
-    rows = [("0,100", 20), ("0,300", 24), ("0,300", 22), ("0,500", 21), ("100,500", 20), ("300,500", 19)]
-    runs.write_text("exhibit,row,psnr\n" + "".join(f'figure8,"{row}",{psnr}\n' for row, psnr in rows))
+    # t₂ at t₁ = 0: 100 < 500 < 300, as the accuracies. The second seed of 300 is not comparable.
+    rows = [("0,100", 0, 20), ("0,300", 0, 24), ("0,300", 1, 19)]
+    rows += [("0,500", 0, 21), ("100,500", 0, 20), ("300,500", 0, 19)]
+    lines = "".join(f'figure8,"{row}",{seed},{psnr}\n' for row, seed, psnr in rows)
+    runs.write_text("exhibit,row,seed,psnr\n" + lines)
 
     exhibit, psnr = rank_correlation.read_psnr(runs)
-    assert exhibit == "figure8" and psnr["0,300"] == 23
+    assert exhibit == "figure8" and psnr["0,300"] == 24
     found = rank_correlation.series(exhibit, psnr, {})
     lines = rank_correlation.table(rank_correlation.read_probe(probe), found).splitlines()
     assert lines[2].startswith("| t₁ | 3 | -1.000 | – |")  # 0 > 100 > 300 in dB, the reverse in accuracy
