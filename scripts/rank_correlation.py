@@ -9,8 +9,8 @@ for figure8 or table3. figure8 varies t₁ at t₂ = 500 and t₂ at t₁ = 0: e
 of the h-space at the timestep that varies. table3 compares layers, each probed at t₁ and at t₂; rows without
 layers of the prior (VGG-16, ResNet-50) are left out.
 
-Prints Spearman's ρ between each probe and the mean PSNR over the seeds that all rows have. By chance, |ρ| exceeds 0.9 for n = 5
-points, or 0.79 for n = 7, in about one of twenty cases.
+Prints Spearman's ρ between each probe and the mean PSNR over the seeds that all rows have. By chance, |ρ|
+exceeds 0.9 for n = 5 points, or 0.79 for n = 7, in about one of twenty cases.
 """
 
 import csv
