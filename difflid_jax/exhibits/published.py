@@ -56,14 +56,15 @@ FIGURE_8 = {
 }
 
 
+_TABLES = {"table1": TABLE_1, "table2": TABLE_2, "table3": TABLE_3, "table4": TABLE_4, "figure8": FIGURE_8}
+
+
+def rows(exhibit: str) -> tuple[str, ...]:
+    """The rows of an exhibit that the paper gives numbers for (of Tables 1 and 4: those we have, too)."""
+    return tuple(_TABLES.get(exhibit, {}))
+
+
 def psnr(exhibit: str, row: str, column: str) -> float | None:
     """The published PSNR of a row and a column of an exhibit; None if the paper gives none."""
-    tables = {
-        "table1": TABLE_1,
-        "table2": TABLE_2,
-        "table3": TABLE_3,
-        "table4": TABLE_4,
-        "figure8": FIGURE_8,
-    }
-    value = tables.get(exhibit, {}).get(row, {}).get(column)
+    value = _TABLES.get(exhibit, {}).get(row, {}).get(column)
     return value[0] if isinstance(value, tuple) else value
