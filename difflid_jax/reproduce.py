@@ -16,6 +16,7 @@ by `study` and written into OUTPUT/EXHIBIT.
 """
 
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,16 @@ from pathlib import Path
 from absl import flags
 
 from difflid_jax.cli import UsageError, define_path, refuse_arguments, run
-from difflid_jax.exhibits.runs import EXHIBITS, LAYERS, STUDIES, Run, data_flags, runs, study_flags
+from difflid_jax.exhibits.runs import (
+    EXHIBITS,
+    LAYERS,
+    STUDIES,
+    Run,
+    data_flags,
+    runs,
+    study_flags,
+    study_steps,
+)
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -63,9 +73,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--exhibit={options.exhibit} has no runs at --budget={options.budget}")
     if options.dry_run:
         for item in planned:
-            print(f"{item.folder}: {item.steps:,} steps, {_hours([item], options):.1f} h")
-        rate = f"{options.seconds_per_step:g} s a step"
-        print(f"{len(planned)} runs, {_hours(planned, options):.1f} h at {rate}")
+            print(f"{item.folder}: {item.steps:,} steps, {_hours(item.steps, options):.1f} h")
+        hours = _hours(sum(item.steps for item in planned), options)
+        print(f"{len(planned)} runs, {hours:.1f} h at {options.seconds_per_step:g} s a step")
         return 0
     workdir = Path(options.workdir)
     output = Path(options.output or options.workdir)
@@ -75,11 +85,34 @@ def main(argv: Sequence[str]) -> int:
 
 def _study(options: flags.FlagValues) -> int:
     """Run the study of Sec. 4.1 behind Figs. 1, 2 and 7; return its exit status."""
+    if options.rows or options.seeds > 1:
+        raise UsageError(f"--rows and --seeds: --exhibit={options.exhibit} is one study, without either")
     command = _study_command(options)
-    if options.dry_run:
-        print(shlex.join(command[1:]))
-        return 0
-    status = subprocess.run(command).returncode
+    if not options.dry_run:
+        return _call(command)
+    steps = study_steps(options.exhibit, options.budget)
+    print(shlex.join(command[1:]))
+    print(f"{steps:,} steps, {_hours(steps, options):.1f} h at {options.seconds_per_step:g} s a step")
+    return 0
+
+
+def _call(command: Sequence[str]) -> int:
+    """Run a program; its exit status, or 128 + n if signal n ended it.
+
+    It has a process group of its own and gets each signal from here, once, so that it can save and end:
+    `subprocess.run` kills it a quarter of a second after Ctrl-C, and SIGTERM would leave it running.
+    """
+    program = subprocess.Popen(command, process_group=0)
+
+    def pass_on(number: int, frame: object) -> None:
+        program.send_signal(number)
+
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        status = program.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return status if status >= 0 else 128 - status
 
 
@@ -107,8 +140,8 @@ def _prior(options: flags.FlagValues) -> str:
     return options.prior or "photos64"
 
 
-def _hours(planned: Sequence[Run], options: flags.FlagValues) -> float:
-    return sum(item.steps for item in planned) * options.seconds_per_step / 3600
+def _hours(steps: int, options: flags.FlagValues) -> float:
+    return steps * options.seconds_per_step / 3600
 
 
 def _chosen(planned: list[Run], rows: Sequence[str]) -> list[Run]:
@@ -152,10 +185,10 @@ def _run_all(
     for number, (item, command) in enumerate(zip(planned, commands, strict=True), 1):
         if not report.collect(workdir, [item]):
             print(f"[{number}/{len(planned)}] {item.folder}: {shlex.join(command[2:])}", file=sys.stderr)
-            status = subprocess.run(command).returncode
-            if status > 128 or status < 0:
+            status = _call(command)
+            if status > 128:
                 print("reproduce: interrupted; the same command resumes", file=sys.stderr)
-                return status if status > 0 else 128 - status
+                return status
             failed += status != 0
         outcomes = report.collect(workdir, planned)
         page = report.write(output, options.exhibit, options.budget, planned, outcomes)

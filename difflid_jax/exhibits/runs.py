@@ -117,6 +117,13 @@ _STUDY_TIMES = {
     "figure2": (*range(0, 1000, 100), 999),
     "figure7": (*range(0, 1000, 100), 999),
 }
+_DECODER_STEPS = {"laptop": 400, "paper": 20_000}
+
+
+def study_steps(exhibit: str, budget: str) -> int:
+    """The training steps of a study, all decoders together; 0 for a t-SNE, which trains nothing."""
+    decoders = len(_STUDY_TIMES[exhibit]) if STUDIES[exhibit] == "decoders" else 0
+    return decoders * _DECODER_STEPS[budget]
 
 
 def study_flags(exhibit: str, budget: str, paths: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -133,11 +140,13 @@ def study_flags(exhibit: str, budget: str, paths: Mapping[str, Sequence[str]]) -
     flags = (STUDIES[exhibit], f"--data={test}", f"--times={times}")
     if budget == "laptop":
         flags += ("--source=rgbd", "--side=64", "--ids=1300-1349")
-        training: tuple[str, ...] = (f"--train={train}", "--train_ids=1-1299", "--steps=400")
+        training: tuple[str, ...] = (f"--train={train}", "--train_ids=1-1299")
     else:
         flags += ("--dataset=sots_indoor", "--side=256")
-        training = (f"--train={train}", "--train_dataset=its", "--steps=20000")
-    return flags + training if STUDIES[exhibit] == "decoders" else flags
+        training = (f"--train={train}", "--train_dataset=its")
+    if STUDIES[exhibit] != "decoders":
+        return flags
+    return (*flags, *training, f"--steps={_DECODER_STEPS[budget]}")
 
 
 _RANDOM = ("--config.features.random=True",)

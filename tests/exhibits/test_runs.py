@@ -1,5 +1,10 @@
 """The runs behind the exhibits resolve to experiments, and their reports compare them with the paper."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from absl import flags
@@ -57,6 +62,42 @@ def test_a_figure_of_the_study_is_one_command_of_it(exhibit, budget):
     assert bool(values.train) == (exhibit == "figure2")
     with pytest.raises(ValueError, match="give --data="):
         reproduce._study_command(options(f"--exhibit={exhibit}", f"--budget={budget}", "--prior=P"))
+
+
+@pytest.mark.parametrize("exhibit", ["table2", *STUDIES])
+def test_a_dry_run_gives_hours_and_runs_nothing(exhibit, capsys, monkeypatch, tmp_path):
+    given = options(f"--exhibit={exhibit}", "--data=nyu=N", "--dry_run", f"--workdir={tmp_path / 'runs'}")
+    monkeypatch.setattr(reproduce.flags, "FLAGS", given)
+    assert reproduce.main(["reproduce"]) == 0
+    steps = {"table2": 4 * 400, "figure2": 11 * 400}.get(exhibit, 0)
+    assert f"{steps / 3600:.1f} h at 1 s a step" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+SAVES = """
+import signal, sys, time
+def save(number, frame):
+    signal.signal(number, signal.SIG_DFL)
+    time.sleep(0.6)
+    print("saved", flush=True)
+    sys.exit(128 + number)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, save)
+print("started", flush=True)
+time.sleep(60)
+"""
+CALL = "import sys; from difflid_jax import reproduce; sys.exit(reproduce._call(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_an_interrupted_run_may_save_before_it_ends(number, send):
+    """SIGINT as a terminal sends it, to the whole process group; SIGTERM to the program alone."""
+    command = [sys.executable, "-c", CALL, sys.executable, "-c", SAVES]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert program.stdout.readline() == "started\n"
+    send(program.pid, number)
+    assert program.communicate(timeout=30)[0] == "saved\n"
+    assert program.returncode == 128 + number
 
 
 def test_what_is_missing_is_named_before_anything_is_run(tmp_path):
