@@ -1,11 +1,14 @@
 """The files of configs/: each resolves, names its command, and differs in what it studies alone."""
 
 import importlib
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from difflid_jax.config import experiment, identity, schema
+from difflid_jax.config.files import load_config, run_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Pairs to train on, as the data sets have them, and the steps of the paper's 1,200 epochs.
@@ -46,6 +49,16 @@ def test_every_config_names_a_command_that_runs_it(path):
         experiment.resolve(module.get_config())
     else:
         experiment.resolve_prior(module.get_config())
+
+
+def test_a_copy_of_a_config_works_in_another_folder(tmp_path, monkeypatch):
+    shutil.copy(CONFIGS / "table2.py", tmp_path / "mine.py")
+    monkeypatch.setattr("sys.path", [path for path in sys.path if Path(path) != CONFIGS.parent])
+    monkeypatch.chdir(tmp_path)
+    assert load_config(f"{tmp_path}/mine.py:sots,baseline") == load_config("table2:sots,baseline")
+    assert run_name(f"{tmp_path}/mine.py:sots,baseline") == "mine-sots-baseline"
+    with pytest.raises(ValueError, match=r"expected a file or one of .*table2.*, found 'tabel2'"):
+        load_config("tabel2:sots,full")
 
 
 def test_the_tables_change_what_they_study_and_nothing_else():

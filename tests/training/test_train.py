@@ -46,8 +46,9 @@ def test_a_finished_run_changes_nothing_unless_more_is_asked_for(tiny, undisturb
     assert tiny.train(workdir, "--config.data.workers=1") == 0
     assert state() == before
     assert f"the run in {workdir} is finished; its weights are in" in capsys.readouterr().err
-    # A test set is more: it is scored, and nothing else happens.
+    # A test set is more: it is reported and scored, and nothing else happens.
     assert tiny.train(workdir, f"--config.data.test={tiny.prior.parent / 'validation'}") == 0
+    assert "warning: 3 of 3 test images are also validation images" in capsys.readouterr().err
     (line,) = tiny.lines(workdir, "test")
     assert line["step"] == store.read(workdir / "weights", "restorer").metadata["step"]
     assert len(tiny.lines(workdir, "train")) == 12
