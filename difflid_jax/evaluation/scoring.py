@@ -195,7 +195,7 @@ class _Share:
         restored = _checked(restored, clean.shape, name)
         row = {"index": index, "name": image["name"], "seconds": seconds, "cold": cold, "scores": {}}
         self.rows.append(row)
-        prepared = prepare(restored[None], clean[None], self.protocol)
+        prepared = np.asarray(prepare(restored[None], clean[None], self.protocol))
         if self.restores:
             untouched = prepare(hazy[None], clean[None], self.protocol)
             worse = _squared_error(prepared, clean) > _squared_error(untouched, clean)
@@ -206,7 +206,7 @@ class _Share:
             self.features = [sums + more for sums, more in zip(self.features, added, strict=True)]
         if self.watch:
             self.watch(index, hazy, restored, clean)
-        return str(index), restored, clean
+        return str(index), prepared[0], clean
 
 
 def _squared_error(prepared: Any, clean: np.ndarray) -> float:

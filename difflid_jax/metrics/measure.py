@@ -1,6 +1,8 @@
 """Scores of image pairs under a protocol: of one batch, and of a stream of images of any sizes."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,11 +35,7 @@ def measure(
     restored, clean = checked_pair(restored, clean)
     if clean.shape[-1] != 3:
         raise ValueError(f"a protocol scores RGB images (B, H, W, 3), found {clean.shape}")
-    prepared = prepare(restored, clean, protocol)
-    scores = _fidelity(prepared, clean, protocol)
-    if lpips is not None:
-        scores["lpips"] = lpips(prepared, clean)
-    return scores
+    return _measure(prepare(restored, clean, protocol), clean, protocol, lpips)
 
 
 def measure_all(
@@ -47,19 +45,19 @@ def measure_all(
     batch_size: int = 1,
     lpips: Distance | None = None,
 ) -> dict[str, dict[str, float]]:
-    """{name: {metric: score}} of a stream of (name, restored, clean), images (H,W,3) floats of any sizes.
+    """{name: {metric: score}} of a stream of (name, prepared, clean), images (H,W,3) float32 of any sizes.
 
-    Images of one size are scored `batch_size` at a time; an incomplete batch is filled with copies of its
-    last image, whose scores are dropped, so that every size is compiled once.
-    Raises ValueError for an image that `measure` refuses, or a name that occurs twice.
+    `prepared`: the restored image as `prepare` returns it. Images of one size are scored `batch_size` at a
+    time; an incomplete batch is filled with copies of its last image, whose scores are dropped, so that every
+    size is compiled once. Raises ValueError for images that `measure` refuses, or a name that occurs twice.
     """
+    protocol = find_protocol(protocol)
     found: dict[str, dict[str, float]] = {}
-    for names, restored, clean in equal_size_batches(examples, batch_size):
+    for names, *both in equal_size_batches(examples, batch_size):
         fill = batch_size - len(names)
-        batch = (np.stack(images + [images[-1]] * fill) for images in (restored, clean))
-        values = {
-            name: np.asarray(v, np.float64) for name, v in measure(*batch, protocol, lpips=lpips).items()
-        }
+        prepared, clean = (np.stack(images + [images[-1]] * fill) for images in both)
+        scores = _measure(prepared, clean, protocol, lpips)
+        values = {metric: np.asarray(score, np.float64) for metric, score in scores.items()}
         for i, name in enumerate(names):
             if name in found:
                 raise ValueError(f"image {name!r} was scored twice; names must be unique in a data set")
@@ -91,16 +89,11 @@ def equal_size_batches(examples: Iterable[Example], batch_size: int) -> Iterator
             yield tuple(map(list, zip(*group, strict=True)))
 
 
+@partial(bounded_jit, static_argnums=(2,))
 def prepare(
-    restored: Float[Array | np.ndarray, "b h w 3"],
-    clean: Float[Array | np.ndarray, "b h w 3"],
-    protocol: Protocol,
+    restored: Float[Array, "b h w 3"], clean: Float[Array, "b h w 3"], protocol: Protocol
 ) -> Float[Array, "b h w 3"]:
     """The restored images as the protocol scores them: float32 RGB in [0,1]."""
-    return _prepare(restored, clean, protocol)
-
-
-def _prepared(restored: Array, clean: Array, protocol: Protocol) -> Array:
     restored = jnp.clip(restored, 0.0, 1.0)
     if protocol.gt_mean:
         # No gain can brighten a black image: it stays black instead of dividing by zero.
@@ -111,17 +104,21 @@ def _prepared(restored: Array, clean: Array, protocol: Protocol) -> Array:
     return restored
 
 
-def _psnr_and_ssim(prepared: Array, clean: Array, protocol: Protocol) -> dict[str, Array]:
+def _measure(prepared: Any, clean: Any, protocol: Protocol, lpips: Distance | None) -> dict[str, Array]:
+    scores = _fidelity(prepared, clean, protocol)
+    if lpips is not None:
+        scores["lpips"] = lpips(prepared, clean)
+    return scores
+
+
+@partial(bounded_jit, static_argnums=(2,))
+def _fidelity(prepared: Array, clean: Array, protocol: Protocol) -> dict[str, Array]:
     if protocol.luma == "bt601":
         prepared, clean = _studio_luma(prepared), _studio_luma(clean)
     return {
         "psnr": psnr(prepared, clean),
         "ssim": ssim(prepared, clean, window=protocol.ssim_window, downsample=protocol.ssim_downsample),
     }
-
-
-_prepare = bounded_jit(_prepared, static_argnums=(2,))
-_fidelity = bounded_jit(_psnr_and_ssim, static_argnums=(2,))
 
 
 # Weighted by elementwise products: a matrix product may round to TF32 on a GPU.
