@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from convert_weights import program
-from difflid_jax.cli import UsageError, define_path, expand_home, run
+from difflid_jax.cli import UsageError, definer, expand_home, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
 from difflid_jax.weights.schema import listed
@@ -121,8 +121,9 @@ def _shapes(spec: "ReleaseSpec") -> dict[str, tuple[int, ...]]:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The program's flags, defined on `values`."""
+    define = definer(values)
     program.define_flags(values)
-    define_path("prior", PRIOR, "Folder of the converted diffusion model, with its decoder.", values)
+    define("path", "prior", PRIOR, "Folder of the converted diffusion model, with its decoder.")
     return values
 
 
@@ -139,5 +140,4 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

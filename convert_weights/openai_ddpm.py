@@ -26,7 +26,7 @@ from absl import flags
 from convert_weights import program
 from convert_weights.guided_diffusion_flags import spec_from_flags
 from convert_weights.program import layer, norm
-from difflid_jax.cli import UsageError, define_path, expand_home, run
+from difflid_jax.cli import UsageError, definer, expand_home, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.spec import PARTS, UNetSpec
 from difflid_jax.weights import store
@@ -178,6 +178,7 @@ def _shapes(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The program's flags, defined on `values`."""
+    define = definer(values)
     program.define_flags(values)
     for name, default, choices, text in (
         ("download", None, list(PRESETS), "Released model to download into the output folder first."),
@@ -185,9 +186,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         ("part", "encoder", list(PARTS), "Part of the U-Net to keep."),
         ("dtype", "float32", list(DTYPES), "Type of the stored numbers."),
     ):
-        flags.DEFINE_enum(name, default, choices, text, flag_values=values)
-    define_path("architecture", None, "JSON file of guided-diffusion's flags, for any other model.", values)
-    flags.DEFINE_string("address", ADDRESS, "URL of the released files (a mirror's).", flag_values=values)
+        define("enum", name, default, choices, text)
+    define("path", "architecture", None, "JSON file of guided-diffusion's flags, for any other model.")
+    define("string", "address", ADDRESS, "URL of the released files (a mirror's).")
     return values
 
 
@@ -224,5 +225,4 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

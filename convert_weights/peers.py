@@ -26,7 +26,7 @@ from absl import flags
 
 from convert_weights import dehazing_files, program
 from convert_weights.program import layer, norm
-from difflid_jax.cli import UsageError, expand_home, run
+from difflid_jax.cli import UsageError, definer, expand_home, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, LINEAR, Layout, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch
@@ -196,11 +196,10 @@ def _shapes(network: str) -> dict[str, tuple[int, ...]]:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The program's flags, defined on `values`."""
+    define = definer(values)
     program.define_flags(values)
-    flags.DEFINE_enum(
-        "network", None, ["aod_net", "dehazenet", *PEERS], "Network to convert.", flag_values=values
-    )
-    flags.DEFINE_list("source", None, "The authors' files, in the order above.", flag_values=values)
+    define("enum", "network", None, ["aod_net", "dehazenet", *PEERS], "Network to convert.")
+    define("list", "source", None, "The authors' files, in the order above.")
     return values
 
 
@@ -213,5 +212,4 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

@@ -24,7 +24,7 @@ from convert_weights import program
 from convert_weights.program import layer, norm
 from difflid_jax.atomic import sha256_of
 from difflid_jax.backbones.lpips_package import read_lpips_package
-from difflid_jax.cli import UsageError, define_path, run
+from difflid_jax.cli import UsageError, definer, run
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import CONV, Rule, map_tensors
 from difflid_jax.weights.torch_file import read_torch
@@ -99,10 +99,11 @@ def from_package(network: str) -> tuple[Path, Mapping[str, np.ndarray]]:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     """The program's flags, defined on `values`."""
+    define = definer(values)
     program.define_flags(values)
     names = [*NETWORKS, "lpips_alex", "lpips_vgg"]
-    flags.DEFINE_enum("network", None, names, "Network to convert.", flag_values=values)
-    define_path("source", None, "The authors' PyTorch file (see above).", values)
+    define("enum", "network", None, names, "Network to convert.")
+    define("path", "source", None, "The authors' PyTorch file (see above).")
     return values
 
 
@@ -137,5 +138,4 @@ def _check_name(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

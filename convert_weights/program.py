@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from difflid_jax.atomic import sha256_of
-from difflid_jax.cli import UsageError, define_path, refuse_existing
+from difflid_jax.cli import UsageError, definer, refuse_existing
 from difflid_jax.weights import store
 from difflid_jax.weights.rules import Layout, Rule
 from difflid_jax.weights.schema import listed
@@ -17,8 +17,9 @@ from difflid_jax.weights.schema import listed
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of every converter."""
-    define_path("output", None, "Folder for the converted weights.", values)
-    flags.DEFINE_bool("overwrite", False, "Replace existing weights in --output.", flag_values=values)
+    define = definer(values)
+    define("path", "output", None, "Folder for the converted weights.")
+    define("bool", "overwrite", False, "Replace existing weights in --output.")
 
 
 def require_output(options: flags.FlagValues) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, expand_home, refuse_existing, run
+from difflid_jax.cli import UsageError, definer, expand_home, refuse_existing, run
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.pairing.leakage import find_leaks
 from difflid_jax.data.pairing.pairs import Pair, Report, find_parts, load_pair
@@ -28,26 +28,23 @@ Part = tuple[list[Pair], Report]
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The program's flags; a test passes its own `values`."""
-
-    def flag(define, name: str, *args, **options) -> None:
-        define(name, *args, **options, flag_values=values)
-
-    flag(flags.DEFINE_enum, "dataset", "folders", list(LAYOUTS), "Layout of the data set.")
-    flag(flags.DEFINE_enum, "split", "", ["", "train", "test"], "Part to check; empty: every part found.")
-    flag(define_path, "test", "", "Another ROOT, which must not share images with the first.")
-    flag(
-        flags.DEFINE_enum,
+    define = definer(values)
+    define("enum", "dataset", "folders", list(LAYOUTS), "Layout of the data set.")
+    define("enum", "split", "", ["", "train", "test"], "Part to check; empty: every part found.")
+    define("path", "test", "", "Another ROOT, which must not share images with the first.")
+    define(
+        "enum",
         "test_dataset",
         "",
         ["", *LAYOUTS],
         "Layout of --test; empty: sots_indoor for its, else that of --dataset.",
     )
-    flag(flags.DEFINE_bool, "quick", False, "Read only headers and file ends instead of decoding images.")
-    flag(define_path, "tfds", "", "Folder under which a complete set is also written as a TFDS data set.")
-    flag(flags.DEFINE_bool, "full", False, "List every case instead of the first five of each kind.")
-    flag(define_path, "sheet", "", "PNG of the sheet (empty: pairs_DATASET.png; off: none).")
-    flag(flags.DEFINE_integer, "sheet_pairs", 8, "Pairs on the sheet, spread over the set.", lower_bound=1)
-    flag(flags.DEFINE_bool, "overwrite", False, "Replace an existing sheet.")
+    define("bool", "quick", False, "Read only headers and file ends instead of decoding images.")
+    define("path", "tfds", "", "Folder under which a complete set is also written as a TFDS data set.")
+    define("bool", "full", False, "List every case instead of the first five of each kind.")
+    define("path", "sheet", "", "PNG of the sheet (empty: pairs_DATASET.png; off: none).")
+    define("integer", "sheet_pairs", 8, "Pairs on the sheet, spread over the set.", lower_bound=1)
+    define("bool", "overwrite", False, "Replace an existing sheet.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -113,5 +110,4 @@ def sheet_of(parts: Sequence[Part], count: int) -> np.ndarray | None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

@@ -16,8 +16,9 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -86,11 +87,17 @@ def tolerate_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def define_path(
-    name: str, default: str | None, help: str, flag_values: flags.FlagValues = flags.FLAGS
-) -> None:
-    """Define a flag that holds a path or a weights name; a leading `~` is expanded."""
-    flags.DEFINE(_PathParser(), name, default, help, flag_values=flag_values)
+def definer(values: flags.FlagValues = flags.FLAGS) -> Callable[..., None]:
+    """`define(kind, name, default, …)` is absl's `DEFINE_<kind>` on `values`.
+
+    The kind "path" is ours: a path or a weights name, of which a leading `~` is expanded.
+    """
+
+    def define(kind: str, *arguments: Any, **options: Any) -> None:
+        make = partial(flags.DEFINE, _PathParser()) if kind == "path" else getattr(flags, f"DEFINE_{kind}")
+        make(*arguments, flag_values=values, **options)
+
+    return define
 
 
 def expand_home(path: str) -> str:

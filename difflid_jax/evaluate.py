@@ -30,14 +30,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from difflid_jax.cli import (
-    UsageError,
-    define_path,
-    refuse_arguments,
-    refuse_existing,
-    run,
-    use_compilation_cache,
-)
+from difflid_jax.cli import UsageError, definer, refuse_arguments, refuse_existing, run, use_compilation_cache
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.metrics.protocols import PROTOCOLS
 
@@ -49,20 +42,17 @@ if TYPE_CHECKING:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the program's flags on `values`."""
-
-    def define(kind, name, *rest, **options):
-        getattr(flags, f"DEFINE_{kind}")(name, *rest, flag_values=values, **options)
-
+    define = definer(values)
     config_flags.DEFINE_config_file(
         "config", None, "Experiment whose test set is scored (not needed with --workdir).", flag_values=values
     )
-    define_path("workdir", "", "Workdir of a training run: its config and weights.", values)
-    define_path("data", "", "Root of a data set.", values)
+    define("path", "workdir", "", "Workdir of a training run: its config and weights.")
+    define("path", "data", "", "Root of a data set.")
     define("enum", "dataset", "folders", list(LAYOUTS), "Layout of --data.")
-    define_path("hazy", "", "Folder of hazy images.", values)
-    define_path("clean", "", "Folder of their ground truth.", values)
-    define_path("restored", "", "Folder of images restored elsewhere, scored in place of a method.", values)
-    define_path("results", "", "Folder with a folder of restored images for each method; adds rows.", values)
+    define("path", "hazy", "", "Folder of hazy images.")
+    define("path", "clean", "", "Folder of their ground truth.")
+    define("path", "restored", "", "Folder of images restored elsewhere, scored in place of a method.")
+    define("path", "results", "", "Folder with a folder of restored images for each method; adds rows.")
     define(
         "list",
         "method",
@@ -75,7 +65,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "enum", "protocol", None, list(PROTOCOLS), "How a pair is scored (default: the config's or paper)."
     )
     define("enum", "lpips", "alex", ["alex", "vgg", "none"], "Network of LPIPS; none leaves it out.")
-    define_path("fid", "", "Inception weights (from convert_weights.perceptual); adds the FID.", values)
+    define("path", "fid", "", "Inception weights (from convert_weights.perceptual); adds the FID.")
     define(
         "string", "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side in pixels."
     )
@@ -83,7 +73,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "integer", "noise_seeds", 1, "Seeds of the prior's noise: mean ± deviation over them.", lower_bound=1
     )
     define("enum", "ensemble", "none", ["none", "flip"], "flip: add rows averaged with the mirrored image.")
-    define_path("output", "", "FILE.json for the scores, with a CSV and sheets next to it.", values)
+    define("path", "output", "", "FILE.json for the scores, with a CSV and sheets next to it.")
     define("bool", "overwrite", False, "Replace existing files of --output.")
     define("bool", "allow_missing", False, "Score an incomplete data set, and report what was left out.")
     flags.DEFINE_alias("allow-missing", "allow_missing", flag_values=values)

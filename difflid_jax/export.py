@@ -22,19 +22,18 @@ from pathlib import Path
 from absl import flags
 
 from difflid_jax.atomic import atomic_write
-from difflid_jax.cli import UsageError, define_path, run
+from difflid_jax.cli import UsageError, definer, run
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the program's flags on `values`."""
-    define_path("weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.", values)
-    define_path("output", "", "File to write.", values)
-    flags.DEFINE_string("size", "", "HEIGHTxWIDTH of the images; empty: any.", flag_values=values)
-    define_path("prior", "", "Frozen model, if not the one that the restorer's metadata name.", values)
-    flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "Precision of the frozen model.", flag_values=values
-    )
-    flags.DEFINE_bool("overwrite", False, "Replace an existing file.", flag_values=values)
+    define = definer(values)
+    define("path", "weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.")
+    define("path", "output", "", "File to write.")
+    define("string", "size", "", "HEIGHTxWIDTH of the images; empty: any.")
+    define("path", "prior", "", "Frozen model, if not the one that the restorer's metadata name.")
+    define("enum", "dtype", "float32", ["float32", "bfloat16"], "Precision of the frozen model.")
+    define("bool", "overwrite", False, "Replace an existing file.")
 
 
 def main(argv: Sequence[str]) -> None:

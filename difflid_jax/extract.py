@@ -22,7 +22,7 @@ from absl import flags
 from tqdm import tqdm
 
 from difflid_jax.atomic import atomic_write
-from difflid_jax.cli import UsageError, define_path, integers, one_line, refuse_existing, resolve_dtype, run
+from difflid_jax.cli import UsageError, definer, integers, one_line, refuse_existing, resolve_dtype, run
 from difflid_jax.data.files import File, find_files, is_tar
 
 
@@ -128,31 +128,28 @@ class NpzWriter:
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:
     """Define the program's flags on `values`."""
-
-    def flag(define, name: str, *args, **options) -> None:
-        define(name, *args, **options, flag_values=values)
-
-    flag(define_path, "weights", None, "Diffusion model: a shipped name or a weights folder.")
-    flag(define_path, "output", None, "The .npz file to write.")
-    flag(flags.DEFINE_list, "times", ["0", "500"], "Timesteps, from 0 (no noise) to 999.")
-    flag(flags.DEFINE_string, "layer", "middle", "middle (the h-space), encoder:i, decoder:i or output.")
-    flag(flags.DEFINE_integer, "noise_seed", 0, "Seed of the noise.")
-    flag(flags.DEFINE_bool, "noise_at_zero", False, "Add the noise of step 0 at timestep 0.")
-    flag(
-        flags.DEFINE_integer,
+    define = definer(values)
+    define("path", "weights", None, "Diffusion model: a shipped name or a weights folder.")
+    define("path", "output", None, "The .npz file to write.")
+    define("list", "times", ["0", "500"], "Timesteps, from 0 (no noise) to 999.")
+    define("string", "layer", "middle", "middle (the h-space), encoder:i, decoder:i or output.")
+    define("integer", "noise_seed", 0, "Seed of the noise.")
+    define("bool", "noise_at_zero", False, "Add the noise of step 0 at timestep 0.")
+    define(
+        "integer",
         "side",
         0,
         "The model sees every image resized to side×side pixels; 0: at its own size.",
         lower_bound=0,
     )
-    flag(
-        flags.DEFINE_enum,
+    define(
+        "enum",
         "dtype",
         "auto",
         ["auto", "float32", "bfloat16"],
         "Precision of the computation; auto: bfloat16 on GPU and TPU, float32 on CPU.",
     )
-    flag(flags.DEFINE_bool, "overwrite", False, "Replace an existing file.")
+    define("bool", "overwrite", False, "Replace an existing file.")
     return values
 
 

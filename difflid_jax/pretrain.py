@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from difflid_jax.cli import run
-from difflid_jax.config import launch
+from difflid_jax.config.launch import define_flags, launch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,12 +22,7 @@ def main(argv: Sequence[str]) -> int:
     from difflid_jax.config.experiment import resolve_prior
     from difflid_jax.tasks import prior
 
-    return launch.launch("pretrain", argv, flags.FLAGS, resolve_prior, prior.train)
-
-
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define the program's flags; a test passes its own `values`."""
-    launch.define_flags(values)
+    return launch("pretrain", argv, flags.FLAGS, resolve_prior, prior.train)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, refuse_arguments, run
+from difflid_jax.cli import UsageError, definer, refuse_arguments, run
 from difflid_jax.exhibits.runs import (
     EXHIBITS,
     LAYERS,
@@ -39,26 +39,20 @@ from difflid_jax.exhibits.runs import (
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The program's flags; a test passes its own `values`."""
-    flags.DEFINE_enum("exhibit", None, [*EXHIBITS, *STUDIES], "Table or figure.", flag_values=values)
-    flags.DEFINE_enum("budget", "laptop", ["laptop", "paper"], "Size of the runs.", flag_values=values)
-    flags.DEFINE_multi_string(
-        "data", [], "COLUMN=TRAIN,TEST or COLUMN=PATH for both; laptop: nyu=TAR.", flag_values=values
-    )
-    define_path("prior", "", "Frozen diffusion model (laptop default: photos64).", flag_values=values)
-    define_path("resnet50", "", "Weights folder of ResNet-50, for table3.", flag_values=values)
-    flags.DEFINE_string("layer_e", "", "Index of table3's encoder block.", flag_values=values)
-    flags.DEFINE_string("layer_d", "", "Index of table3's decoder block.", flag_values=values)
-    flags.DEFINE_list("rows", [], "Only these rows; of figure8: T1_T2,….", flag_values=values)
-    flags.DEFINE_integer("seeds", 1, "Seeds per row.", lower_bound=1, flag_values=values)
-    define_path("workdir", "runs/reproduce", "Folder of all runs.", flag_values=values)
-    define_path("output", "", "Folder of the results (default: --workdir).", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "List the runs and what they cost, and stop.", flag_values=values)
-    flags.DEFINE_float(
-        "seconds_per_step",
-        1.0,
-        "For --dry_run; measure yours: scripts/benchmark.py train.",
-        flag_values=values,
-    )
+    define = definer(values)
+    define("enum", "exhibit", None, [*EXHIBITS, *STUDIES], "Table or figure.")
+    define("enum", "budget", "laptop", ["laptop", "paper"], "Size of the runs.")
+    define("multi_string", "data", [], "COLUMN=TRAIN,TEST or COLUMN=PATH for both; laptop: nyu=TAR.")
+    define("path", "prior", "", "Frozen diffusion model (laptop default: photos64).")
+    define("path", "resnet50", "", "Weights folder of ResNet-50, for table3.")
+    define("string", "layer_e", "", "Index of table3's encoder block.")
+    define("string", "layer_d", "", "Index of table3's decoder block.")
+    define("list", "rows", [], "Only these rows; of figure8: T1_T2,….")
+    define("integer", "seeds", 1, "Seeds per row.", lower_bound=1)
+    define("path", "workdir", "runs/reproduce", "Folder of all runs.")
+    define("path", "output", "", "Folder of the results (default: --workdir).")
+    define("bool", "dry_run", False, "List the runs and what they cost, and stop.")
+    define("float", "seconds_per_step", 1.0, "For --dry_run; measure yours: scripts/benchmark.py train.")
 
 
 def main(argv: Sequence[str]) -> int:

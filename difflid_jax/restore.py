@@ -19,41 +19,34 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, run, use_compilation_cache
+from difflid_jax.cli import UsageError, definer, run, use_compilation_cache
 from difflid_jax.images.photos import MAX_PIXELS
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the program's flags."""
-    define_path("output", "restored", "Folder for the restored photographs; created if missing.", values)
-    define_path("weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.", values)
-    define_path("prior", "", "Frozen model, if not the one that the restorer's metadata name.", values)
-    flags.DEFINE_string(
+    define = definer(values)
+    define("path", "output", "restored", "Folder for the restored photographs; created if missing.")
+    define("path", "weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.")
+    define("path", "prior", "", "Frozen model, if not the one that the restorer's metadata name.")
+    define(
+        "string",
         "tile",
         "auto",
         "auto: large photographs in tiles; off: in one piece; or the tiles' side in pixels.",
-        flag_values=values,
     )
-    flags.DEFINE_float("strength", 1.0, "From 0 (unchanged) to 1 (restored).", flag_values=values)
-    flags.DEFINE_enum(
+    define("float", "strength", 1.0, "From 0 (unchanged) to 1 (restored).")
+    define(
+        "enum",
         "ensemble",
         "none",
         ["none", "flip"],
         "flip: average with the restored mirror image, for twice the time.",
-        flag_values=values,
     )
-    flags.DEFINE_bool(
-        "compare", False, "Also write a sheet with each photograph before and after.", flag_values=values
-    )
-    flags.DEFINE_integer("jobs", 1, "Photographs at once.", lower_bound=1, upper_bound=64, flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "Replace existing outputs.", flag_values=values)
-    flags.DEFINE_integer(
-        "max_pixels",
-        MAX_PIXELS,
-        "Refuse larger photographs without decoding.",
-        lower_bound=1,
-        flag_values=values,
-    )
+    define("bool", "compare", False, "Also write a sheet with each photograph before and after.")
+    define("integer", "jobs", 1, "Photographs at once.", lower_bound=1, upper_bound=64)
+    define("bool", "overwrite", False, "Replace existing outputs.")
+    define("integer", "max_pixels", MAX_PIXELS, "Refuse larger photographs without decoding.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> int:

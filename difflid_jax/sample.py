@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.cli import UsageError, define_path, integers, refuse_arguments, refuse_existing, run
+from difflid_jax.cli import UsageError, definer, integers, refuse_arguments, refuse_existing, run
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
@@ -92,21 +92,18 @@ def _labels(given: Sequence[str], classes: int | None, count: int, seed: int) ->
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:
     """Define the program's flags on `values`."""
-
-    def flag(define, name: str, *args, **options) -> None:
-        define(name, *args, **options, flag_values=values)
-
-    flag(define_path, "weights", None, "Diffusion model: a shipped name or a weights folder.")
-    flag(define_path, "output", None, "PNG file of the sheet.")
-    flag(flags.DEFINE_integer, "steps", 50, "Timesteps to run.", lower_bound=1)
-    flag(flags.DEFINE_enum, "sampler", "ddim", ["ddim", "ddpm"], "DDIM, or ancestral sampling (ddpm).")
-    flag(flags.DEFINE_float, "eta", 0.0, "Noise of DDIM, 0 to 1.", lower_bound=0, upper_bound=1)
-    flag(flags.DEFINE_integer, "count", 16, "Number of samples.", lower_bound=1)
-    flag(flags.DEFINE_integer, "batch_size", 16, "Samples drawn together.", lower_bound=1)
-    flag(flags.DEFINE_integer, "size", 0, "Side of a sample in pixels; 0: the model's own.", lower_bound=0)
-    flag(flags.DEFINE_integer, "seed", 0, "Seed of all noise.")
-    flag(flags.DEFINE_list, "labels", [], "Classes, repeated in order; empty: random ones.")
-    flag(flags.DEFINE_bool, "overwrite", False, "Replace an existing sheet.")
+    define = definer(values)
+    define("path", "weights", None, "Diffusion model: a shipped name or a weights folder.")
+    define("path", "output", None, "PNG file of the sheet.")
+    define("integer", "steps", 50, "Timesteps to run.", lower_bound=1)
+    define("enum", "sampler", "ddim", ["ddim", "ddpm"], "DDIM, or ancestral sampling (ddpm).")
+    define("float", "eta", 0.0, "Noise of DDIM, 0 to 1.", lower_bound=0, upper_bound=1)
+    define("integer", "count", 16, "Number of samples.", lower_bound=1)
+    define("integer", "batch_size", 16, "Samples drawn together.", lower_bound=1)
+    define("integer", "size", 0, "Side of a sample in pixels; 0: the model's own.", lower_bound=0)
+    define("integer", "seed", 0, "Seed of all noise.")
+    define("list", "labels", [], "Classes, repeated in order; empty: random ones.")
+    define("bool", "overwrite", False, "Replace an existing sheet.")
     return values
 
 

@@ -15,25 +15,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, refuse_arguments, run, use_compilation_cache
+from difflid_jax.cli import UsageError, definer, refuse_arguments, run, use_compilation_cache
 from difflid_jax.images.photos import MAX_PIXELS
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the program's flags."""
-    flags.DEFINE_integer(
-        "port",
-        8642,
-        "Port of the page; 0: any free port.",
-        lower_bound=0,
-        upper_bound=65535,
-        flag_values=values,
-    )
-    define_path("weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.", values)
-    define_path("prior", "", "Frozen model, if not the one that the restorer's metadata name.", values)
-    flags.DEFINE_integer(
-        "max_pixels", MAX_PIXELS, "Refuse larger photographs.", lower_bound=1, flag_values=values
-    )
+    define = definer(values)
+    define("integer", "port", 8642, "Port of the page; 0: any free port.", lower_bound=0, upper_bound=65535)
+    define("path", "weights", "haze", "Restorer: a shipped name, a weights folder or a workdir.")
+    define("path", "prior", "", "Frozen model, if not the one that the restorer's metadata name.")
+    define("integer", "max_pixels", MAX_PIXELS, "Refuse larger photographs.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:

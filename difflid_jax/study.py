@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, integers, refuse_existing, run, use_compilation_cache
+from difflid_jax.cli import UsageError, definer, integers, refuse_existing, run, use_compilation_cache
 
 if TYPE_CHECKING:
     from difflid_jax.data.sources import DataSet
@@ -196,14 +196,11 @@ def _caption(options: flags.FlagValues, data: "DataSet", side: int, prior: "Prio
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the program's flags on `values`."""
-
-    def define(kind, name, *rest, **options):
-        getattr(flags, f"DEFINE_{kind}")(name, *rest, flag_values=values, **options)
-
+    define = definer(values)
     define("enum", "what", None, list(STUDIES), "The study, if it is not the first argument.")
-    define_path("weights", "photos64", "Shipped name or folder of a diffusion model.", values)
+    define("path", "weights", "photos64", "Shipped name or folder of a diffusion model.")
     define("enum", "source", "folders", list(_SOURCES), "Kind of --data: pairs, or images with depth.")
-    define_path("data", "", "The images: pairs or, for rgbd, a folder or tar of images with depth.", values)
+    define("path", "data", "", "The images: pairs or, for rgbd, a folder or tar of images with depth.")
     define("string", "dataset", "folders", "Layout of pairs, see check_data.")
     define("string", "ids", "", "First and last id of images with depth, as in 1300-1399; empty: all.")
     define("string", "frame", "nyu_mirrored", "How images with depth are mirrored and cut.")
@@ -213,9 +210,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define("string", "layer", "middle", "Layer of decoders and tsne: middle, encoder:i, decoder:i, output.")
     define("list", "layers", [], "Layers of probe; empty: all.")
     define("integer", "seed", 0, "Seed of haze, noise, random weights and training.", lower_bound=0)
-    define_path("output", "", "Folder of the results; created if missing.", values)
+    define("path", "output", "", "Folder of the results; created if missing.")
     define("bool", "overwrite", False, "Replace an existing page of tsne or probe.")
-    define_path("train", "", "decoders: images to train on (default: --data).", values)
+    define("path", "train", "", "decoders: images to train on (default: --data).")
     define("string", "train_ids", "", "decoders: their ids.")
     define("string", "train_dataset", "", "decoders: their layout (default: --dataset).")
     define("integer", "train_limit", 0, "decoders: number of these, from the first (0: all).", lower_bound=0)

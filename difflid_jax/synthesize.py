@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, number_range, refuse_arguments, run
+from difflid_jax.cli import UsageError, definer, number_range, refuse_arguments, run
 from difflid_jax.data.reside import RECIPES, synthesize
 from difflid_jax.data.rgbd import FRAMES, parse_ids
 from difflid_jax.data.scenes import open_scenes
@@ -31,29 +31,26 @@ from difflid_jax.data.scenes import open_scenes
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The program's flags; a test passes its own `values`."""
-
-    def flag(define, name: str, *args, **options) -> None:
-        define(name, *args, **options, flag_values=values)
-
-    flag(flags.DEFINE_enum, "recipe", "its", list(RECIPES), "Set to make.")
-    flag(define_path, "rgb", None, "Folder or tar of images, or nyu_depth_v2_labeled.mat.")
-    flag(define_path, "depth", "", "Folder or tar of depths, or 'plausible' (empty: as --rgb).")
-    flag(define_path, "output", None, "Folder for the set.")
-    flag(flags.DEFINE_string, "ids", "", "First and last id, as in 1300-1399 (empty: all of the recipe).")
-    flag(flags.DEFINE_integer, "first_id", 1, "Id of the image with number 0.", lower_bound=0)
-    flag(flags.DEFINE_integer, "per_scene", 10, "Hazy images per scene.", 1, 10)
-    flag(flags.DEFINE_list, "airlight", ["0.7", "1.0"], "Range of A (its).")
-    flag(flags.DEFINE_list, "beta", ["0.6", "1.8"], "Range of β (its).")
-    flag(flags.DEFINE_integer, "seed", 0, "Seed of A and β.", lower_bound=0)
-    flag(
-        flags.DEFINE_enum,
+    define = definer(values)
+    define("enum", "recipe", "its", list(RECIPES), "Set to make.")
+    define("path", "rgb", None, "Folder or tar of images, or nyu_depth_v2_labeled.mat.")
+    define("path", "depth", "", "Folder or tar of depths, or 'plausible' (empty: as --rgb).")
+    define("path", "output", None, "Folder for the set.")
+    define("string", "ids", "", "First and last id, as in 1300-1399 (empty: all of the recipe).")
+    define("integer", "first_id", 1, "Id of the image with number 0.", lower_bound=0)
+    define("integer", "per_scene", 10, "Hazy images per scene.", 1, 10)
+    define("list", "airlight", ["0.7", "1.0"], "Range of A (its).")
+    define("list", "beta", ["0.6", "1.8"], "Range of β (its).")
+    define("integer", "seed", 0, "Seed of A and β.", lower_bound=0)
+    define(
+        "enum",
         "frame",
         "",
         ["", *FRAMES],
         "How stored images become RESIDE's: nyu cuts NYU's border of 10 pixels, nyu_mirrored also mirrors "
         "them, whole does neither (empty: nyu for a .mat, whole for plausible depth, else nyu_mirrored).",
     )
-    flag(flags.DEFINE_integer, "workers", 0, "Threads (0: one per core).", lower_bound=0)
+    define("integer", "workers", 0, "Threads (0: one per core).", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,5 +79,4 @@ def make(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

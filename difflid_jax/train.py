@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from difflid_jax.cli import run
-from difflid_jax.config import launch
+from difflid_jax.config.launch import define_flags, launch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,12 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from difflid_jax.config.experiment import resolve
     from difflid_jax.tasks import restorer
 
-    return launch.launch("train", argv, flags.FLAGS, resolve, restorer.train)
-
-
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define the program's flags; a test passes its own `values`."""
-    launch.define_flags(values)
+    return launch("train", argv, flags.FLAGS, resolve, restorer.train)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, run
+from difflid_jax.cli import UsageError, definer, run
 from difflid_jax.training.log import METRICS
 
 Curve = dict[int, float]  # step → score
@@ -93,7 +93,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("run", [], "LABEL=WORKDIR; may be given several times.")
-    flags.DEFINE_string("metric", "psnr", "Which score of the evaluations.")
-    define_path("output", "", "NAME of the files NAME.png and NAME.md.")
+    define = definer()
+    define("multi_string", "run", [], "LABEL=WORKDIR; may be given several times.")
+    define("string", "metric", "psnr", "Which score of the evaluations.")
+    define("path", "output", "", "NAME of the files NAME.png and NAME.md.")
     run(main)

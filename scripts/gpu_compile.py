@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, define_path, run
+from difflid_jax.cli import UsageError, definer, run
 from difflid_jax.config import experiment as experiments
 from difflid_jax.config.experiment import Experiment
 from difflid_jax.diffusion.presets import PRESETS
@@ -163,10 +163,11 @@ def table(compiled: jax.stages.Compiled) -> str:
 
 
 if __name__ == "__main__":
+    define = definer()
     config_flags.DEFINE_config_file("config", str(_ROOT / "configs" / "sots.py"), "The experiment.")
-    flags.DEFINE_integer("devices", 1, "GPUs of one host that share the batch.", lower_bound=1)
-    flags.DEFINE_integer("batch", 0, "Crops per step over all devices; 0: as configured.", lower_bound=0)
-    flags.DEFINE_integer("crop", 0, "Side of a crop in pixels; 0: as configured.", lower_bound=0)
-    flags.DEFINE_enum("target", "h100", TARGETS, "The GPU.")
-    define_path("hlo", "", "Also write the compiled program to this file.")
+    define("integer", "devices", 1, "GPUs of one host that share the batch.", lower_bound=1)
+    define("integer", "batch", 0, "Crops per step over all devices; 0: as configured.", lower_bound=0)
+    define("integer", "crop", 0, "Side of a crop in pixels; 0: as configured.", lower_bound=0)
+    define("enum", "target", "h100", TARGETS, "The GPU.")
+    define("path", "hlo", "", "Also write the compiled program to this file.")
     run(main)

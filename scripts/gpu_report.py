@@ -38,7 +38,7 @@ from absl import flags
 from gpu_checks import Checks
 
 from difflid_jax.atomic import write_text
-from difflid_jax.cli import UsageError, define_path, run, use_compilation_cache
+from difflid_jax.cli import UsageError, definer, run, use_compilation_cache
 from difflid_jax.config import experiment as experiments
 from difflid_jax.config import files, schema
 from difflid_jax.config.experiment import Experiment
@@ -219,7 +219,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    define_path("output", "results/gpu", "Folder of the report; an interrupted one is resumed.")
-    flags.DEFINE_integer("steps", 50, "Times that each part is measured.", lower_bound=2)
-    flags.DEFINE_bool("tiny", False, "A small network, on any device, to try the script itself.")
+    define = definer()
+    define("path", "output", "results/gpu", "Folder of the report; an interrupted one is resumed.")
+    define("integer", "steps", 50, "Times that each part is measured.", lower_bound=2)
+    define("bool", "tiny", False, "A small network, on any device, to try the script itself.")
     run(main)

@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from scipy.stats import spearmanr
 
-from difflid_jax.cli import UsageError, define_path, run
+from difflid_jax.cli import UsageError, definer, run
 from difflid_jax.exhibits.files import markdown_table
 from difflid_jax.exhibits.probe import Cell
 from difflid_jax.exhibits.runs import LAYERS
@@ -109,9 +109,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_path("probe", "", "probe.csv of `difflid study probe`.")
-    define_path("runs", "", "figure8.csv or table3.csv of `difflid reproduce`.")
+    define = definer()
+    define("path", "probe", "", "probe.csv of `difflid study probe`.")
+    define("path", "runs", "", "figure8.csv or table3.csv of `difflid reproduce`.")
     layers = LAYERS["laptop"]
-    flags.DEFINE_string("layer_e", layers["layer_e"], "Index of table3's encoder block.")
-    flags.DEFINE_string("layer_d", layers["layer_d"], "Index of table3's decoder block.")
+    define("string", "layer_e", layers["layer_e"], "Index of table3's encoder block.")
+    define("string", "layer_d", layers["layer_d"], "Index of table3's decoder block.")
     run(main)

@@ -17,14 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from difflid_jax.cli import (
-    UsageError,
-    define_path,
-    refuse_arguments,
-    refuse_existing,
-    run,
-    use_compilation_cache,
-)
+from difflid_jax.cli import UsageError, definer, refuse_arguments, refuse_existing, run, use_compilation_cache
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.metrics.protocols import PROTOCOLS
 
@@ -93,21 +86,14 @@ def write_results(options: flags.FlagValues) -> int:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the program's flags on `values`."""
-    flags.DEFINE_multi_string(
-        "data", [], "TITLE=WHAT:PATH of a data set; may be given several times.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "weights", ["haze"], "Rows: shipped names, folders or LABEL=FOLDER.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side.", flag_values=values
-    )
-    flags.DEFINE_enum("protocol", "paper", list(PROTOCOLS), "How a pair is scored.", flag_values=values)
-    define_path("output", "", "FILE.json; the Markdown goes to FILE.md.", values)
-    flags.DEFINE_bool("overwrite", False, "Replace existing files of --output.", flag_values=values)
-    flags.DEFINE_bool(
-        "allow_missing", False, "Score incomplete sets, and report what was left out.", flag_values=values
-    )
+    define = definer(values)
+    define("multi_string", "data", [], "TITLE=WHAT:PATH of a data set; may be given several times.")
+    define("list", "weights", ["haze"], "Rows: shipped names, folders or LABEL=FOLDER.")
+    define("string", "tile", "off", "Restore in tiles: off, auto (as `restore` does) or their side.")
+    define("enum", "protocol", "paper", list(PROTOCOLS), "How a pair is scored.")
+    define("path", "output", "", "FILE.json; the Markdown goes to FILE.md.")
+    define("bool", "overwrite", False, "Replace existing files of --output.")
+    define("bool", "allow_missing", False, "Score incomplete sets, and report what was left out.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from difflid_jax.cli import UsageError, define_path, run
+from difflid_jax.cli import UsageError, definer, run
 from difflid_jax.weights import store
 
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_path("weights", "", "Weights folder written by a training run.")
-    flags.DEFINE_string("name", "", "Name of the asset.")
+    define = definer()
+    define("path", "weights", "", "Weights folder written by a training run.")
+    define("string", "name", "", "Name of the asset.")
     run(main)

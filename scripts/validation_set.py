@@ -22,7 +22,7 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from difflid_jax.cli import UsageError, define_path, number_range, refuse_arguments, run
+from difflid_jax.cli import UsageError, definer, number_range, refuse_arguments, run
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.pairing.pairs import Pair, find_pairs, load_pair
 from difflid_jax.data.pairing.report import check_or_raise
@@ -31,16 +31,11 @@ from difflid_jax.images.files import write_png
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The program's flags; a test passes its own `values`."""
-    define_path("output", None, "New folder for the pairs.", flag_values=values)
-    flags.DEFINE_multi_string(
-        "set", [], "DATASET=FOLDER, or DATASET=FOLDER:N for every Nth pair.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "light", ["1", "1"], "Range of the factor by which each pair is dimmed.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "shrink", 4, "Factor by which the sides are shortened.", lower_bound=1, flag_values=values
-    )
+    define = definer(values)
+    define("path", "output", None, "New folder for the pairs.")
+    define("multi_string", "set", [], "DATASET=FOLDER, or DATASET=FOLDER:N for every Nth pair.")
+    define("list", "light", ["1", "1"], "Range of the factor by which each pair is dimmed.")
+    define("integer", "shrink", 4, "Factor by which the sides are shortened.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,5 +89,4 @@ def dimming(name: str, span: tuple[float, float]) -> float:
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, define_flags)

@@ -71,7 +71,7 @@ def test_a_reader_that_is_gone_ends_a_program_without_a_message():
 def test_path_flags_expand_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     values = flags.FlagValues()
-    cli.define_path("output", "", "", values)
+    cli.definer(values)("path", "output", "", "")
     values(["program", "--output=~/x"])
     assert values.output == "/home/me/x"
 

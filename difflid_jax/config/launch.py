@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from difflid_jax.cli import UsageError, define_path, refuse_arguments, use_compilation_cache
+from difflid_jax.cli import UsageError, definer, refuse_arguments, use_compilation_cache
 from difflid_jax.config.files import run_name
 
 # The flags belong to the program that calls, and are listed in its --help.
@@ -16,20 +16,21 @@ flags.disclaim_key_flags()
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define --config, --workdir and --multihost."""
+    define = definer(values)
     config_flags.DEFINE_config_file(
         "config", None, "The experiment: a file, or the name of one in configs/.", flag_values=values
     )
-    define_path(
+    define(
+        "path",
         "workdir",
         "",
         "Run directory; created, or resumed if it exists (default: runs/NAME of the config).",
-        flag_values=values,
     )
-    flags.DEFINE_bool(
+    define(
+        "bool",
         "multihost",
         False,
         "Run as one of several processes (SLURM and Open MPI are recognized without it).",
-        flag_values=values,
     )
 
 
