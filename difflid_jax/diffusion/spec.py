@@ -1,8 +1,6 @@
 """The architecture of an ADM U-Net, as data; the network itself is in `unet.py`."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from difflid_jax.weights import schema
 
@@ -12,13 +10,15 @@ NOISE_SCHEDULES = ("linear", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetSpec:
+class UNetSpec(schema.JsonSpec):
     """Architecture of an ADM U-Net, with the names of guided-diffusion's UNetModel.
 
     `attention_resolutions` are down-sampling rates (2 means half the image size). A
     `num_head_channels` other than −1 overrides `num_heads`. `noise_schedule` and `diffusion_steps` are those
     that the model was trained with.
     """
+
+    SECTION = "unet"
 
     image_size: int
     model_channels: int
@@ -39,9 +39,7 @@ class UNetSpec:
 
     def __post_init__(self):
         # At least twice the largest released model's values: a file cannot ask for an unbounded network.
-        schema.check(
-            self,
-            "unet",
+        self.check_fields(
             image_size=(1, 4096),
             model_channels=(1, 4096),
             num_res_blocks=(1, 16),
@@ -87,12 +85,3 @@ class UNetSpec:
         if channels % self.num_head_channels:
             raise ValueError(f"num_head_channels {self.num_head_channels} does not divide {channels}")
         return channels // self.num_head_channels
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "UNetSpec":
-        """The inverse of `to_dict`. Raises ValueError for unknown or missing fields and bad values."""
-        return schema.from_json(cls, fields, "unet")

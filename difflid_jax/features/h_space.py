@@ -10,8 +10,7 @@ noise of step 0 is added at t = 0, too.
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +23,15 @@ from difflid_jax.weights import schema
 
 
 @dataclasses.dataclass(frozen=True)
-class HSpaceSpec:
+class HSpaceSpec(schema.JsonSpec):
     """What is read from the U-Net: at which `times` (t₁, t₂), from which layer, at which size.
 
     layer: "middle" (h-space), "encoder:i", "decoder:i" (Table 3's Layer-E and Layer-D) or "output".
     side: the prior sees every image resized to side×side pixels (0: at its own size). It then sees a whole
         image as it saw training's crops, at a fixed cost, and h keeps its grid.
     """
+
+    SECTION = "features"
 
     times: tuple[int, int] = (0, 500)
     layer: str = "middle"
@@ -39,7 +40,7 @@ class HSpaceSpec:
 
     def __post_init__(self):
         # Timesteps count from 0: the paper's 1000 is 999.
-        schema.check(self, "features", times=(0, 999), side=(0, 4096))
+        self.check_fields(times=(0, 999), side=(0, 4096))
         if not re.fullmatch(r"middle|output|(encoder|decoder):\d{1,3}", self.layer):
             raise ValueError(
                 "features.layer: expected middle, encoder:I, decoder:I or output, "
@@ -56,15 +57,6 @@ class HSpaceSpec:
         if self.side % unet.stride:
             raise ValueError(f"features.side: expected a multiple of {unet.stride}, found {self.side}")
         return 1 if self.side else unet.stride
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return {**dataclasses.asdict(self), "times": list(self.times)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "HSpaceSpec":
-        """The inverse of `to_dict`. Raises ValueError for unknown fields and for values out of range."""
-        return schema.from_json(cls, fields, "features")
 
 
 def h_space(

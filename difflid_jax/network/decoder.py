@@ -7,8 +7,6 @@ The paper describes no architecture. This one halves its channels at every stage
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +19,17 @@ _FEWEST_CHANNELS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderSpec:
+class DecoderSpec(schema.JsonSpec):
     """Architecture: channels of h, `width` after the 1×1, and stages; an image side is 2^stages times h's."""
+
+    SECTION = "decoder"
 
     feature_channels: int
     stages: int
     width: int = 128
 
     def __post_init__(self):
-        schema.check(self, "decoder", feature_channels=(1, 65536), stages=(0, 10), width=(1, 8192))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "DecoderSpec":
-        """The inverse of `to_dict`. Raises ValueError for unknown fields and for values out of range."""
-        return schema.from_json(cls, fields, "decoder")
+        self.check_fields(feature_channels=(1, 65536), stages=(0, 10), width=(1, 8192))
 
 
 class Decoder(nnx.Module):

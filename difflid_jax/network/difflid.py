@@ -10,9 +10,8 @@ widths: 64, 128, 256, 512 with one block per position have 8,619,331 at 1024 fea
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +38,13 @@ PRESETS: dict[str, tuple[int, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkSpec:
+class NetworkSpec(schema.JsonSpec):
     """Architecture: `widths` per level, channels of the feature maps, and the two modules of a block.
 
     `content`: "cim" or "self_attention"; `haze`: "hae" or "self_attention" (the ablations of Table 2).
     """
+
+    SECTION = "network"
 
     widths: tuple[int, ...] = PRESETS["paper"]
     feature_channels: int = 1024
@@ -52,7 +53,7 @@ class NetworkSpec:
     haze: str = "hae"
 
     def __post_init__(self):
-        schema.check(self, "network", widths=(1, 8192), feature_channels=(1, 65536), heads=(1, 256))
+        self.check_fields(widths=(1, 8192), feature_channels=(1, 65536), heads=(1, 256))
         schema.check_choice("network.content", self.content, CONTENT)
         schema.check_choice("network.haze", self.haze, HAZE)
         if any(wide != 2 * narrow for narrow, wide in zip(self.widths, self.widths[1:], strict=False)):
@@ -77,15 +78,6 @@ class NetworkSpec:
     def can_tile(self) -> bool:
         """Whether the network restores parts of an image, given features and gates of the whole."""
         return "self_attention" not in (self.content, self.haze)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return {**dataclasses.asdict(self), "widths": list(self.widths)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "NetworkSpec":
-        """The inverse of `to_dict`. Raises ValueError for unknown fields and for values out of range."""
-        return schema.from_json(cls, fields, "network")
 
 
 class Block(nnx.Module):

@@ -17,7 +17,6 @@ how to undo the haze, J = I + a ⊙ I + b per pixel and channel, so that the ima
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,6 +41,8 @@ class PlusSpec(NetworkSpec):
     "affine", J = I + a ⊙ I + b; haze is affine in J, with a = 1/t − 1 and b = −a A.
     """
 
+    NETWORK = "plus"
+
     branches: int = 1
     patch: int = 1
     head: str = "sum"
@@ -65,15 +66,6 @@ class PlusSpec(NetworkSpec):
     def reach(self) -> int:
         """As in the paper's network, plus one position of its level for every branch on the way."""
         return super().reach + self.branches * (3 * self.stride - 2 * self.patch)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields; `network` names the kind."""
-        return {"network": "plus", **super().to_dict()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "PlusSpec":
-        """The inverse of `to_dict`. Raises ValueError that names unknown fields."""
-        return super().from_dict({name: value for name, value in fields.items() if name != "network"})
 
 
 class Conv3x3(nnx.Module):

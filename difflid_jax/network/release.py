@@ -14,8 +14,7 @@ convolution.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +30,18 @@ LEVELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class ReleaseSpec:
+class ReleaseSpec(schema.JsonSpec):
     """Architecture: the channels of every level, of the feature maps, and CIM's heads."""
+
+    SECTION = "network"
+    NETWORK = "release"
 
     width: int = 64
     feature_channels: int = 6
     heads: int = 4
 
     def __post_init__(self):
-        schema.check(self, "network", width=(1, 8192), feature_channels=(1, 4096), heads=(1, 256))
+        self.check_fields(width=(1, 8192), feature_channels=(1, 4096), heads=(1, 256))
         if self.width % self.heads:
             raise ValueError(f"the release's width {self.width} must be divisible by its {self.heads} heads")
 
@@ -57,15 +59,6 @@ class ReleaseSpec:
     def can_tile(self) -> bool:
         """Whether the network restores parts of an image, given features and gates of the whole."""
         return True
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields; `network` distinguishes them from the paper's network."""
-        return {"network": "release", **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "ReleaseSpec":
-        """The inverse of `to_dict`. Raises ValueError for unknown fields and for values out of range."""
-        return schema.from_json(cls, {k: v for k, v in fields.items() if k != "network"}, "network")
 
 
 class ReleasedDiffLI2D(nnx.Module):

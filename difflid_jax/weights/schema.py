@@ -1,7 +1,6 @@
 """Checks of a weights file's description of itself, made before anything is built from it.
 
-Architectures are frozen dataclasses: `check` compares their fields with annotations and ranges (call it in
-`__post_init__`), `from_json` builds one from a JSON object. `check_metadata` covers the rest of the metadata,
+Architectures are frozen dataclasses, `JsonSpec`s. `check_metadata` covers the rest of the metadata,
 `check_choice` and `check_least` any one value.
 Every failure is a ValueError of one line that names the field, what was expected and what was found.
 """
@@ -11,9 +10,8 @@ import math
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self
 
-Spec = TypeVar("Spec")
 Range = tuple[float, float]
 
 # More elements than any list in an architecture has: widths, channel multipliers, timesteps.
@@ -40,39 +38,47 @@ METADATA: dict[str, tuple[Any, Range | None]] = {
 }
 
 
-def check(spec: Any, section: str, **ranges: Range) -> None:
-    """Check every field of the dataclass `spec` against its annotation and its inclusive range, if any.
+class JsonSpec:
+    """Base of frozen dataclasses that are stored as JSON objects, with lists for tuples.
 
-    The range of a tuple field holds for each element. Fields are named `section.field`. Raises ValueError.
+    Their `__post_init__` calls `check_fields`. SECTION: their name in messages. NETWORK: stored as `network`,
+    to tell networks of one kind of weights apart; '' for none.
     """
-    annotations = typing.get_type_hints(type(spec))
-    for field in dataclasses.fields(spec):
-        name = f"{section}.{field.name}"
-        _check_value(name, getattr(spec, field.name), annotations[field.name], ranges.get(field.name))
 
+    SECTION = ""
+    NETWORK = ""
 
-def from_json(cls: type[Spec], fields: Any, section: str) -> Spec:
-    """The dataclass `cls` with the values of a JSON object; lists become tuples.
+    def check_fields(self, **ranges: Range) -> None:
+        """Raise ValueError for a field that is not of its annotation or outside its inclusive range, if any.
 
-    Raises ValueError for anything but an object, for unknown or missing fields, and for what `cls` refuses.
-    """
-    if not isinstance(fields, Mapping):
-        raise ValueError(f"{section}: expected a JSON object, found {brief(fields)}")
-    declared = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = [name for name in fields if name not in declared]
-    missing = [
-        name
-        for name, field in declared.items()
-        if name not in fields
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if unknown or missing:
-        parts = [("unknown", unknown), ("missing", missing)]
-        raise ValueError(
-            f"{section}: " + "; ".join(f"{what} fields {listed(names)}" for what, names in parts if names)
-        )
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        The range of a tuple holds for each element.
+        """
+        annotations = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            name = f"{self.SECTION}.{field.name}"
+            _check_value(name, getattr(self, field.name), annotations[field.name], ranges.get(field.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        fields = dataclasses.asdict(self) | ({"network": self.NETWORK} if self.NETWORK else {})
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises ValueError for anything but an object, unknown or missing fields, and values out of range.
+        """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"{cls.SECTION}: expected a JSON object, found {brief(fields)}")
+        fields = {name: v for name, v in fields.items() if not cls.NETWORK or name != "network"}
+        declared = dataclasses.fields(cls)
+        unknown = [name for name in fields if name not in {field.name for field in declared}]
+        required = [field.name for field in declared if field.default is dataclasses.MISSING]
+        parts = [("unknown", unknown), ("missing", [name for name in required if name not in fields])]
+        if wrong := "; ".join(f"{what} fields {listed(names)}" for what, names in parts if names):
+            raise ValueError(f"{cls.SECTION}: {wrong}")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from difflid_jax.atomic import atomic_write, sha256_of
 from difflid_jax.weights import header
-from difflid_jax.weights.schema import brief, check_metadata, listed
+from difflid_jax.weights.schema import JsonSpec, brief, check_metadata, listed
 
 if TYPE_CHECKING:  # reading and writing files needs no JAX
     from flax import nnx
@@ -31,12 +31,7 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _OWN_KEYS = ("format", "kind", "architecture")
 
 
-class _Architecture(Protocol):
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Any: ...
-
-
-Spec = TypeVar("Spec", bound=_Architecture)
+Spec = TypeVar("Spec", bound=JsonSpec)
 
 
 @dataclass(frozen=True)

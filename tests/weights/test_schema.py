@@ -74,7 +74,7 @@ def test_missing_fields_and_other_values_than_objects_are_named():
     with pytest.raises(ValueError, match="unet: missing fields image_size, model_channels, num_res_blocks"):
         UNetSpec.from_dict({})
     with pytest.raises(ValueError, match="expected a JSON object, found 'text'"):
-        schema.from_json(NetworkSpec, "text", "network")
+        NetworkSpec.from_dict("text")
 
 
 def test_long_values_and_lists_are_cut_in_messages():
