@@ -16,14 +16,14 @@ its full-size network. `random` has not been run.
 """
 
 from difflid_jax.config import schema
+from difflid_jax.weights.schema import check_choice
 
 ARMS = ("full", "random")
 
 
 def get_config(arm: str = "full"):
     """The recipe with the features of an arm; the data are given on the command line."""
-    if arm not in ARMS:
-        raise ValueError(f"lol_v1_laptop.py:{arm}: expected one of {', '.join(ARMS)}")
+    check_choice("lol_v1_laptop.py", arm, ARMS)
     config = schema.default()
     config.prior = "photos64"
     config.data.dataset = "lol_v1"

@@ -22,14 +22,14 @@ every crop) at a size for a laptop: widths 16 to 128; crops of 64 px that cover 
 scene's height; 400 steps of 16 crops, one cosine. About seven minutes per run on one CPU core."""
 
 from difflid_jax.config import schema
+from difflid_jax.weights.schema import check_choice
 
 ARMS = ("full", "random", "baseline")
 
 
 def get_config(arm: str = "full"):
     """The common recipe with the features of an arm; the images are given on the command line."""
-    if arm not in ARMS:
-        raise ValueError(f"sots_rebuilt.py:{arm}: expected one of {', '.join(ARMS)}")
+    check_choice("sots_rebuilt.py", arm, ARMS)
     config = schema.default()
     config.prior = "photos64"
     config.data.source = "rgbd"

@@ -32,7 +32,7 @@ from difflid_jax.diffusion.spec import PARTS, UNetSpec
 from difflid_jax.weights import store
 from difflid_jax.weights.download import fetch
 from difflid_jax.weights.rules import CONV, LINEAR, POINTWISE, Rule, map_tensors
-from difflid_jax.weights.schema import listed
+from difflid_jax.weights.schema import check_choice, listed
 from difflid_jax.weights.torch_file import read_torch
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
@@ -88,9 +88,8 @@ def convert(
     tensors = program.state_dict(state, where=where, of="a diffusion model of guided-diffusion")
     if odd := [f"{name} ({value.dtype})" for name, value in tensors.items() if not _is_float(value)]:
         raise ValueError(f"{where}: expected floating-point tensors, found {listed(odd)}")
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"--preset={preset}: expected one of {', '.join(PRESETS)}")
     if preset is not None:
+        check_choice("--preset", preset, PRESETS)
         spec = PRESETS[preset]
     elif architecture is not None:
         labels = tensors.get("label_emb.weight")

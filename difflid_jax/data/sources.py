@@ -26,6 +26,7 @@ from difflid_jax.data.items import InMemory, Item, MeasuredDepth, PlausibleDepth
 from difflid_jax.data.pairing.pairs import Report, check_or_raise, find_pairs
 from difflid_jax.data.photographs import photographs
 from difflid_jax.images.formats import EXTENSIONS
+from difflid_jax.weights.schema import check_choice
 
 SOURCES = ("folders", "tfds", "photographs", "rgbd", "images")
 
@@ -154,8 +155,7 @@ def open_data(
 
 
 def _check_source(source: str, root: str, ids: tuple) -> None:
-    if source not in SOURCES:
-        raise ValueError(f"the source of images must be one of {', '.join(SOURCES)}, not {source!r}")
+    check_choice("source of images", source, SOURCES)
     if not root and source != "photographs":
         raise ValueError(f"the source {source!r} needs the path of its images (--config.data.train etc.)")
     if ids and (source in ("folders", "tfds") or not root):

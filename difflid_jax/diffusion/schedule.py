@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from difflid_jax.diffusion.spec import NOISE_SCHEDULES
+from difflid_jax.weights import schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,15 +33,13 @@ class Schedule:
         Reference: guided_diffusion/gaussian_diffusion.py, get_named_beta_schedule.
         Raises ValueError for an unknown name or fewer than 1 step.
         """
-        if steps < 1:
-            raise ValueError(f"a noise schedule needs at least 1 step, found {steps}")
+        schema.check_choice("noise schedule", name, NOISE_SCHEDULES)
+        schema.check_least("noise schedule steps", steps, 1)
         if name == "linear":
             scale = 1000 / steps
             return cls(np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64))
-        if name == "cosine":
-            edges = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-            return cls(np.minimum(1 - edges[1:] / edges[:-1], 0.999))
-        raise ValueError(f"noise schedule: expected one of {', '.join(NOISE_SCHEDULES)}, found {name!r}")
+        edges = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        return cls(np.minimum(1 - edges[1:] / edges[:-1], 0.999))
 
     @property
     def steps(self) -> int:

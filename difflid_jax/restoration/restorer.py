@@ -26,6 +26,7 @@ from difflid_jax.features.view import resized
 from difflid_jax.images import kinds as image_kinds
 from difflid_jax.restoration import tiles
 from difflid_jax.restoration.plan import Geometry, Size, Whole, checked_tile, plan
+from difflid_jax.weights.schema import check_choice
 
 ENSEMBLES = ("none", "flip")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -103,8 +104,7 @@ class Restorer:
 
     def __post_init__(self):
         object.__setattr__(self, "tile", checked_tile(self.tile))
-        if self.ensemble not in ENSEMBLES:
-            raise ValueError(f"ensemble: expected {' or '.join(ENSEMBLES)}, found {self.ensemble!r}")
+        check_choice("ensemble", self.ensemble, ENSEMBLES)
 
     @classmethod
     def of(cls, network: nnx.Module, features: FrozenFeatures, **fields: Any) -> "Restorer":

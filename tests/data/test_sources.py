@@ -167,7 +167,7 @@ def test_bad_roots_are_named(nyu, sots, tmp_path):
         ("photographs", tmp_path / "empty", ValueError, "no images found"),
         ("folders", "", ValueError, "needs the path"),
         ("tfds", tmp_path / "empty", ValueError, "no TFDS build"),
-        ("disk", nyu, ValueError, "must be one of folders, tfds"),
+        ("disk", nyu, ValueError, "source of images: expected one of folders, tfds"),
     ]:
         with pytest.raises(error, match=message):
             _open(source, root, tmp_path, dataset="sots_indoor")

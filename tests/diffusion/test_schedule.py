@@ -56,5 +56,5 @@ def test_posterior_is_bayes_rule():
 def test_bad_names_and_lengths_are_refused():
     with pytest.raises(ValueError, match="expected one of linear, cosine, found 'square'"):
         Schedule.named("square")
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="steps: expected at least 1"):
         Schedule.named("linear", 0)

@@ -139,7 +139,7 @@ def test_flip_is_the_mean_with_the_mirror_image(restorer):
     assert np.abs(mirrored - expected).mean() > 0.01
     np.testing.assert_array_equal(found, (expected + mirrored) / 2)
     assert progress == [(i + 1, 4) for i in range(4)]
-    with pytest.raises(ValueError, match="ensemble: expected none or flip, found 'rotate'"):
+    with pytest.raises(ValueError, match="ensemble: expected one of none, flip, found 'rotate'"):
         dataclasses.replace(restorer, ensemble="rotate")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from difflid_jax.images.formats import EXTENSIONS
+from difflid_jax.weights.schema import check_choice
 
 DEGRADED_FOLDERS = ("hazy", "haze", "in", "input", "low")
 CLEAN_FOLDERS = ("gt", "clear", "clear_images", "clean", "target", "high", "normal")
@@ -154,8 +155,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 def layout_of(dataset: str) -> Layout:
     """The layout of a data set by name. Raises: ValueError that lists the names."""
-    if dataset not in LAYOUTS:
-        raise ValueError(f"unknown data set {dataset!r}; expected one of: {', '.join(LAYOUTS)}")
+    check_choice("data set", dataset, LAYOUTS)
     return LAYOUTS[dataset]
 
 

@@ -14,12 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from difflid_jax.data.pairing.duplicates import same_content
-from difflid_jax.data.pairing.layouts import (
-    LAYOUTS,
-    Layout,
-    find_folders,
-    layout_of,
-)
+from difflid_jax.data.pairing.layouts import LAYOUTS, Layout, find_folders, layout_of
 from difflid_jax.data.pairing.matching import OLD_ITS, Pair, pairs_of_folders, pairs_of_list
 from difflid_jax.data.pairing.report import Report, check_or_raise, counted
 from difflid_jax.data.threads import in_threads

@@ -443,7 +443,7 @@ def test_nothing_to_pair_is_refused_with_what_was_looked_for(tmp_path):
     make(tmp_path / "gt", "1.png")
     with pytest.raises(ValueError, match="hazy: no images in this folder"):
         found(tmp_path, "its")
-    with pytest.raises(ValueError, match="unknown data set 'reside'; expected one of: its, sots_indoor"):
+    with pytest.raises(ValueError, match=r"data set: expected one of its, sots_indoor.* found 'reside'"):
         found(tmp_path, "reside")
     with pytest.raises(ValueError, match="split must be train or test, found 'val'"):
         found(tmp_path, "its", "val")
