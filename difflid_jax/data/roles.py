@@ -2,27 +2,38 @@
 
 from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
 
+from difflid_jax.atomic import write_text
+from difflid_jax.data.items import digest
 from difflid_jax.data.pairing.leakage import Photo, same_photographs, thumbnails
 from difflid_jax.data.pairing.report import Finding
 from difflid_jax.data.sources import DataSet
 
 # Photographs are decoded to be compared; larger sets are compared by their files alone.
 MOST_COMPARED = 2000
+OFF = Path("off")  # no decoded cache
 
 
-def report_roles(roles: Mapping[str, DataSet], *, progress: bool = True) -> str:
+def report_roles(roles: Mapping[str, DataSet], cache: Path = OFF, *, progress: bool = True) -> str:
     """The pairing report of every role ('train', 'validation', 'test'), then a warning for shared images.
 
-    A line for each leak names the roles and the images; '' if there is nothing to report.
+    A line for each leak names the roles and the images; '' if there is nothing to report. cache: folder of
+    the decoded cache, where the warnings are kept, so that the same images are compared only once.
     """
     texts: dict[str, list[str]] = {}  # roles that are parts of one set share its report
     for role, data in roles.items():
         if data.report is not None:
             texts.setdefault(data.report.text(), []).append(role)
     lines = [f"{' and '.join(named)}: {text}" for text, named in texts.items()]
-    lines += [f"warning: {leak.line()}" for leak in find_shared(roles, progress=progress)]
-    return "\n".join(lines)
+    key = digest(*((role, data.fingerprint) for role, data in roles.items()))
+    kept = cache / f"shared-{key}.txt"
+    if cache != OFF and kept.is_file():
+        return "\n".join([*lines, *kept.read_text("utf-8").splitlines()])
+    leaks = [f"warning: {leak.line()}" for leak in find_shared(roles, progress=progress)]
+    if cache != OFF and cache.is_dir():
+        write_text(kept, "\n".join(leaks))
+    return "\n".join(lines + leaks)
 
 
 def find_shared(roles: Mapping[str, DataSet], *, progress: bool = True) -> list[Finding]:

@@ -108,7 +108,7 @@ def run(program: str, spec: RunSpec, prepare: Callable[[Mesh, bool], Task], fold
     try:
         state, meta = _start(spec, task, parallel.replicate(mesh, state), checkpoints, batches)
         workdir.begin(folder, spec.fields)
-        if jax.process_index() == 0 and (report := report_roles(task.data)):
+        if jax.process_index() == 0 and (report := report_roles(task.data, cache)):
             _say(report)
         _say(_summary(spec, task, mesh, int(state.step), folder))
         return _train(program, spec, task, folder, mesh, state, meta, batches, checkpoints)

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from difflid_jax.data import roles
 from difflid_jax.data.roles import report_roles
 from difflid_jax.data.sources import hold_out, open_data
 
@@ -39,11 +40,14 @@ def test_every_role_is_reported_with_the_images_it_shares(tmp_path):
     assert text.startswith("train and validation: two folders: 3 pairs") and "warning" not in text
 
 
-def test_photographs_encoded_anew_and_single_images_are_found(tmp_path):
+def test_photographs_encoded_anew_and_single_images_are_found(tmp_path, monkeypatch):
     train = _pairs(tmp_path / "train", (1, 2))
     test = _pairs(tmp_path / "test", (2, 9), suffix=".jpg")
-    text = report_roles({"train": train, "test": test}, progress=False)
+    text = report_roles({"train": train, "test": test}, tmp_path, progress=False)
     assert "warning: 1 test images show the same photographs as train images: 2 shows 2" in text
+    with monkeypatch.context() as patched:
+        patched.setattr(roles, "find_shared", None)  # the same images are not compared again
+        assert report_roles({"train": train, "test": test}, tmp_path, progress=False) == text
     alone = open_data("images", tmp_path / "train" / "gt", progress=False)
     other = open_data("images", tmp_path / "test" / "hazy", progress=False)
     assert "1.png is gt/1.png" in report_roles({"train": alone, "validation": alone}, progress=False)
