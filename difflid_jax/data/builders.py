@@ -14,7 +14,6 @@ set reads no image. A clean image is stored with each of its hazy partners.
 
 import contextlib
 import functools
-import io
 import os
 import sys
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from difflid_jax.data.files import File
 from difflid_jax.data.items import digest
 from difflid_jax.data.pairing.layouts import LAYOUTS, layout_of
 from difflid_jax.data.pairing.pairs import Pair, check_or_raise, find_parts, load_clean
+from difflid_jax.images.codecs import encoded
 from difflid_jax.images.files import decode_image, read_header, read_image
 
 _ENCODED = {"hazy": tfds.decode.SkipDecoding(), "clean": tfds.decode.SkipDecoding()}
@@ -75,8 +74,8 @@ class DehazingPairs(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, pairs: list[Pair]) -> Iterator[tuple[int, dict]]:
         for index, pair in enumerate(pairs):
-            hazy = _encoded(pair.hazy) or _png(read_image(pair.hazy))
-            clean = (None if pair.crop else _encoded(pair.clean)) or _png(load_clean(pair))
+            hazy = _as_stored(pair.hazy) or encoded(read_image(pair.hazy), "PNG")
+            clean = (None if pair.crop else _as_stored(pair.clean)) or encoded(load_clean(pair), "PNG")
             yield index, {"name": pair.name, "hazy": hazy, "clean": clean}
 
 
@@ -199,17 +198,11 @@ def _shard(folder: Path, split: str, index: int) -> Path:
     raise IndexError(index)
 
 
-def _encoded(path: Path) -> bytes | None:
+def _as_stored(path: Path) -> bytes | None:
     header = read_header(path)
     if header.kind == "rgb" and header.orientation == 1 and header.format in ("PNG", "JPEG"):
         return path.read_bytes()
     return None
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _listing(pairs: list[Pair]) -> list[list]:

@@ -71,12 +71,6 @@ def read_header(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Hea
         return open_image(file, os.fspath(path), max_pixels)[1]
 
 
-def image_size(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) of an image from its header. Raises: as `read_header`."""
-    header = read_header(path, max_pixels=max_pixels)
-    return header.height, header.width
-
-
 def check_image(path: str | os.PathLike, *, thorough: bool = True, max_pixels: int = MAX_PIXELS) -> Header:
     """Check that `read_image` would accept an image.
 
@@ -136,10 +130,7 @@ def open_image(file: io.BufferedIOBase, name: str, max_pixels: int) -> tuple[Ima
     """
     start = file.read(formats.SIGNATURE_BYTES)
     file.seek(0)
-    try:
-        form = formats.identify(start, name)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    form = formats.identify(start, name)
     if form == "PNG" and (size := _png_size(file)) and 0 in size:
         raise ValueError(f"{name}: an image of zero size ({size[0]}×{size[1]})")
     if form not in Image.OPEN:
@@ -182,10 +173,6 @@ class _TooLarge(ValueError):
     pass
 
 
-class _Transparent(ValueError):
-    pass
-
-
 def _read(file: io.BufferedIOBase, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     image, header = open_image(_without_text(file), name, max_pixels)
     if not header.readable:
@@ -195,23 +182,21 @@ def _read(file: io.BufferedIOBase, name: str, max_pixels: int) -> UInt8[np.ndarr
         )
     try:
         image.load()
-        if header.kind == "alpha":
-            image = image.convert("RGBA")
-            if image.getchannel("A").getextrema() != (255, 255):
-                raise _Transparent(
-                    f"{name}: a transparent image (expected RGB, or alpha that is 255 everywhere); "
-                    "lay it on the intended background and save it as RGB"
-                )
+        image = image.convert("RGBA" if header.kind == "alpha" else "RGB")
+        least_alpha = image.getextrema()[-1][0] if header.kind == "alpha" else 255
         image = image.convert("RGB")
         if header.orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[header.orientation])
-        return np.array(image)
-    except _Transparent:
-        raise
     except DECODING_ERRORS as error:
         raise ValueError(
             f"{name}: a damaged or truncated {header.format} ({reason(error)}); copy or download it again"
         ) from error
+    if least_alpha < 255:
+        raise ValueError(
+            f"{name}: a transparent image (expected RGB, or alpha that is 255 everywhere); lay it on the "
+            "intended background and save it as RGB"
+        )
+    return np.array(image)
 
 
 def _ends_properly(path: str | os.PathLike, form: str) -> bool:

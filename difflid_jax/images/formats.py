@@ -1,6 +1,5 @@
 """The kind of a file, from its first bytes: the supported formats, and names for unsupported ones."""
 
-import os
 import struct
 import zlib
 from pathlib import PurePath
@@ -73,23 +72,23 @@ _RAW_SUFFIXES = frozenset(
 )
 
 
-def identify(start: bytes, name: str | os.PathLike = "") -> str:
+def identify(start: bytes, name: str) -> str:
     """The format of a file from its first `SIGNATURE_BYTES`: "PNG", "JPEG", "WEBP", "TIFF" or "BMP".
 
-    Raises: ValueError for everything else, naming what the file is (as far as is known) and what to do.
+    Raises: ValueError for everything else, naming the file, what it is (as far as is known) and what to do.
     """
     if not start:
-        raise ValueError("the file is empty (0 bytes); copy or download it again")
+        raise ValueError(f"{name}: the file is empty (0 bytes); copy or download it again")
     for offset, magic, what, advice in UNSUPPORTED:
         if start.startswith(magic, offset):
-            raise ValueError(f"{what} is not supported; {advice}")
+            raise ValueError(f"{name}: {what} is not supported; {advice}")
     for offset, magic, form in _SUPPORTED:
         if start.startswith(magic, offset):
             if PurePath(name).suffix.lower() in _RAW_SUFFIXES:
-                raise ValueError(f"{_RAW} ({form} inside) is not supported; {_DEVELOP}")
+                raise ValueError(f"{name}: {_RAW} ({form} inside) is not supported; {_DEVELOP}")
             return form
     raise ValueError(
-        f"not an image (expected PNG, JPEG, WebP, TIFF or BMP; the file begins with {start[:8]!r})"
+        f"{name}: not an image (expected PNG, JPEG, WebP, TIFF or BMP; the file begins with {start[:8]!r})"
     )
 
 

@@ -68,10 +68,7 @@ def read_photo(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Phot
     name = os.fspath(path)
     with open(path, "rb") as file:
         start = file.read(SIGNATURE_BYTES)
-        try:
-            identify(start, name)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        identify(start, name)
         check_bytes(os.fstat(file.fileno()).st_size, name, max_pixels)
         data = start + file.read()
     return decode_photo(data, name, max_pixels=max_pixels)
@@ -89,10 +86,7 @@ def check_bytes(size: int, name: str, max_pixels: int) -> None:
 
 def decode_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """`read_photo` for the bytes of a file; `name` stands for it in errors."""
-    try:
-        form = identify(data[:SIGNATURE_BYTES], name)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    form = identify(data[:SIGNATURE_BYTES], name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -38,6 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from difflid_jax.cli import one_line
 from difflid_jax.features.components import components_image
+from difflid_jax.images.codecs import encoded
 from difflid_jax.images.formats import DECODING_ERRORS
 from difflid_jax.images.photos import MAX_PIXELS, Pixels, check_bytes, decode_photo, encode_photo
 from difflid_jax.restoration.restorer import Restorer, checked_strength
@@ -212,7 +213,7 @@ def _features(restorer: Restorer, data: bytes, name: str, max_pixels: int, tell:
     photo = decode_photo(data, name, max_pixels=max_pixels)
     times = restorer.facts.get("features", {}).get("times", (None, None))
     for title, t, h in zip(("content", "haze"), times, restorer.maps(photo.pixels), strict=True):
-        image = _encoded(Image.fromarray(components_image(h)), "PNG")
+        image = encoded(components_image(h), "PNG")
         shape = "×".join(map(str, h.shape))
         tell("map", image, title=f"{title}: {shape}" if t is None else f"{title}: t = {t}, {shape}")
 
@@ -224,7 +225,7 @@ def _preview(pixels: Pixels, profile: bytes | None) -> bytes:
     pixels = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
-    return _encoded(image, "JPEG", quality=90, icc_profile=profile)
+    return encoded(np.asarray(image), "JPEG", quality=90, icc_profile=profile)
 
 
 def _profile(data: bytes) -> bytes | None:
@@ -233,9 +234,3 @@ def _profile(data: bytes) -> bytes | None:
         profile = image.info.get("icc_profile")
         return profile if profile and len(profile) <= _MOST_PROFILE_BYTES else None
     return None
-
-
-def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()

@@ -10,20 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difflid_jax.images.files import (
-    Header,
-    check_image,
-    decode_image,
-    image_size,
-    read_header,
-    read_image,
-    write_png,
-)
+from difflid_jax.images.files import Header, check_image, decode_image, read_header, read_image, write_png
 from difflid_jax.images.sheets import contact_sheet
 
 
 def photo(height=24, width=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def image_size(path, **limits):
+    header = read_header(path, **limits)
+    return header.height, header.width
 
 
 def raw_png(width, height, bits, colour_type, rows):

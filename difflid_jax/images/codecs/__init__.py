@@ -7,10 +7,12 @@ libvips keeps only some of them, Pillow re-encodes text and types, tifffile cann
 and exiv2, which carries EXIF, IPTC and XMP only, is under the GPL and installs 49 MB.
 """
 
+import io
 from typing import Any, NamedTuple
 
 from jaxtyping import UInt8, UInt16
 from numpy import ndarray
+from PIL import Image
 
 Samples = UInt8[ndarray, "h w c"] | UInt16[ndarray, "h w c"]
 
@@ -32,6 +34,14 @@ class Decoded(NamedTuple):
     orientation: int
     kept: Any
     notes: tuple[str, ...] = ()
+
+
+def encoded(samples: UInt8[ndarray, "h w *c"], form: str, **options: Any) -> bytes:
+    """A file of grey (H,W) or (H,W,1), RGB or RGBA samples in Pillow's format `form`."""
+    file = io.BytesIO()
+    grey = samples.ndim == 3 and samples.shape[2] == 1
+    Image.fromarray(samples[..., 0] if grey else samples).save(file, form, **options)
+    return file.getvalue()
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -4,9 +4,9 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import BmpImagePlugin, Image
+from PIL import BmpImagePlugin
 
-from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size
+from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, encoded
 
 _V5_HEADER = 124
 
@@ -32,6 +32,4 @@ def read(data: bytes, max_pixels: int) -> Decoded:
 
 def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
     """A BMP of `samples`."""
-    file = io.BytesIO()
-    Image.fromarray(samples.squeeze(-1) if samples.shape[2] == 1 else samples).save(file, "BMP", **kept)
-    return file.getvalue()
+    return encoded(samples, "BMP", **kept)

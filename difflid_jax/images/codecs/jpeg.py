@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory
+from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory, encoded
 
 # A restored image is coded at least this well, so that a coarse quantizer does not lose the detail that was
 # hidden by haze.
@@ -55,9 +55,8 @@ def read(data: bytes, max_pixels: int) -> Decoded:
 
 def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
     """A JPEG of `samples`, coded like the file that was read but no worse than `LEAST_QUALITY`."""
-    file = io.BytesIO()
-    Image.fromarray(samples.squeeze(-1) if samples.shape[2] == 1 else samples).save(
-        file,
+    return encoded(
+        samples,
         "JPEG",
         qtables=_finer(kept["quantization"]),
         subsampling=kept["subsampling"],
@@ -65,7 +64,6 @@ def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
         dpi=kept["dpi"],
         extra=kept["segments"],
     )
-    return file.getvalue()
 
 
 def _frames(data: bytes) -> Iterator[tuple[int, int]]:

@@ -5,9 +5,9 @@ import struct
 from typing import Any
 
 import numpy as np
-from PIL import Image, WebPImagePlugin
+from PIL import WebPImagePlugin
 
-from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory
+from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory, encoded
 from difflid_jax.images.codecs.jpeg import LEAST_QUALITY
 
 
@@ -31,11 +31,9 @@ def read(data: bytes, max_pixels: int) -> Decoded:
 
 def encode(samples: Samples, kept: dict[str, Any]) -> bytes:
     """A WebP of `samples`, coded like the file that was read."""
-    file = io.BytesIO()
     quality = 80 if kept["lossless"] else LEAST_QUALITY
     # `exact` keeps the colours under full transparency.
-    Image.fromarray(samples).save(file, "WEBP", quality=quality, exact=True, **kept)
-    return file.getvalue()
+    return encoded(samples, "WEBP", quality=quality, exact=True, **kept)
 
 
 def _is_lossless(data: bytes) -> bool:
