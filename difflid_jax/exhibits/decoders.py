@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from difflid_jax.atomic import write_text
 from difflid_jax.evaluation.probes import Pairs
-from difflid_jax.exhibits.files import markdown_table, new_figure, save_figure, write_csv
+from difflid_jax.exhibits.files import markdown_table, new_figure, save_figure, write_csv, write_page
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
@@ -53,19 +52,16 @@ def write(folder: Path, decoded: Mapping[int, np.ndarray], pairs: Pairs, caption
     write_csv(folder / "decoders.csv", ["t", *Errors._fields], [(t, *e) for t, e in errors.items()])
     write_png(folder / "decoders_grid.png", _grid(decoded, pairs))
     _draw(errors, folder / "decoders_curves.png")
-    page = "\n\n".join(
-        [
-            "# Decoders of h-space (Eq. 5, Fig. 2)",
-            caption,
-            "Mean absolute differences, images in [0,1]; hazy − clean itself: "
-            f"{float(np.abs(pairs.hazy - pairs.clean).mean()) / 2:.3f}.",
-            markdown_table(["t", *_HEADINGS], [(t, *e) for t, e in errors.items()]),
-            "![Reconstructions from hazy and clean h over t](decoders_grid.png)",
-            "![Differences over t](decoders_curves.png)",
-        ]
+    return write_page(
+        folder / "decoders.md",
+        "# Decoders of h-space (Eq. 5, Fig. 2)",
+        caption,
+        "Mean absolute differences, images in [0,1]; hazy − clean itself: "
+        f"{float(np.abs(pairs.hazy - pairs.clean).mean()) / 2:.3f}.",
+        markdown_table(["t", *_HEADINGS], [(t, *e) for t, e in errors.items()]),
+        "![Reconstructions from hazy and clean h over t](decoders_grid.png)",
+        "![Differences over t](decoders_curves.png)",
     )
-    write_text(folder / "decoders.md", page + "\n")
-    return page
 
 
 def _grid(decoded: Mapping[int, np.ndarray], pairs: Pairs) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Small files of results: tables as CSV and Markdown, and plots, each written atomically."""
+"""Small files of results: tables as CSV, Markdown pages, and plots, each written atomically."""
 
 import csv
 import io
@@ -27,6 +27,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, *rows]
     text = [f"| {' | '.join(map(cell, line))} |" for line in lines]
     return "\n".join([text[0], "|" + "--:|" * len(header), *text[1:]])
+
+
+def write_page(path: Path, *parts: str) -> str:
+    """Write a Markdown page of paragraphs, headings, tables and images; returns it."""
+    page = "\n\n".join(parts)
+    write_text(path, page + "\n")
+    return page
 
 
 def new_figure(width: float, height: float) -> Any:

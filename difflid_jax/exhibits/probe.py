@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from difflid_jax.atomic import write_text
 from difflid_jax.evaluation import probes
-from difflid_jax.exhibits.files import markdown_table, new_figure, save_figure, write_csv
+from difflid_jax.exhibits.files import markdown_table, new_figure, save_figure, write_csv, write_page
 
 
 class Cell(NamedTuple):
@@ -67,16 +66,13 @@ def write(folder: Path, found: Mapping[str, Table], caption: str) -> str:
     cells = [cell for table in found.values() for cell in table.values()]
     shown = [what for what in Cell._fields if all(getattr(cell, what) is not None for cell in cells)]
     _draw(found, shown, folder / "probe.png")
-    page = "\n\n".join(
-        [
-            "# Haze and content by layer and timestep",
-            caption,
-            *(text for what in shown for text in _section(found, what)),
-            "![Each measure by layer and t](probe.png)",
-        ]
+    return write_page(
+        folder / "probe.md",
+        "# Haze and content by layer and timestep",
+        caption,
+        *(text for what in shown for text in _section(found, what)),
+        "![Each measure by layer and t](probe.png)",
     )
-    write_text(folder / "probe.md", page + "\n")
-    return page
 
 
 def _section(found: Mapping[str, Table], what: str) -> Iterator[str]:

@@ -66,9 +66,11 @@ def reference(exhibit: str) -> str:
 def runs(exhibit: str, budget: str, seeds: int) -> list[Run]:
     """The runs of an exhibit, one seed after the other, so that an interrupted study has complete tables."""
     columns, changes = _EXHIBITS[exhibit]
+    if budget == "laptop":
+        columns = ("lol_v1" if exhibit == "table4" else NYU,)
     found = []
     for seed in range(seeds):
-        for column in columns if budget == "paper" else (_laptop_column(exhibit),):
+        for column in columns:
             for row, flags in changes.items():
                 config, steps = _config(budget, column)
                 options = (f"--config={config}", f"--config.seed={seed}", *flags)
@@ -99,10 +101,6 @@ def _config(budget: str, column: str) -> tuple[str, int]:
     if budget == "paper":
         return column, PAPER_STEPS[column]
     return "lol_v1_laptop" if column == "lol_v1" else "sots_rebuilt", LAPTOP_STEPS[column]
-
-
-def _laptop_column(exhibit: str) -> str:
-    return "lol_v1" if exhibit == "table4" else NYU
 
 
 def _times() -> Iterator[tuple[int, int]]:

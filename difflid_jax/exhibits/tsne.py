@@ -1,13 +1,13 @@
 """Figs. 1 and 7: t-SNE of hazy and clean images, in h-space and in image space, over t."""
 
 from collections.abc import Mapping, Sequence
+from operator import truediv
 from pathlib import Path
 
 import numpy as np
 
-from difflid_jax.atomic import write_text
 from difflid_jax.evaluation.probes import distances
-from difflid_jax.exhibits.files import markdown_table, new_figure, save_figure, write_csv
+from difflid_jax.exhibits.files import markdown_table, new_figure, save_figure, write_csv, write_page
 
 Space = Mapping[int, np.ndarray]  # {t: features (2,N,C)}, or points (2,N,2)
 
@@ -37,24 +37,16 @@ def write(
     )
     _draw(points, folder / "tsne.png")
     times = list(next(iter(features.values())))
-    ratios = {space: [_ratio(by_time[t]) for t in times] for space, by_time in features.items()}
-    page = "\n\n".join(
-        [
-            "# Hazy and clean images in h-space and image space (Figs. 1 and 7)",
-            caption,
-            "Distance between the hazy and the clean image of a scene, over that between the clean images "
-            "of two, before the projection:",
-            markdown_table(["t", *ratios], zip(times, *ratios.values(), strict=True)),
-            "![t-SNE; hazy orange, clean blue, partners joined](tsne.png)",
-        ]
+    ratios = {space: [truediv(*distances(by_time[t])) for t in times] for space, by_time in features.items()}
+    return write_page(
+        folder / "tsne.md",
+        "# Hazy and clean images in h-space and image space (Figs. 1 and 7)",
+        caption,
+        "Distance between the hazy and the clean image of a scene, over that between the clean images "
+        "of two, before the projection:",
+        markdown_table(["t", *ratios], zip(times, *ratios.values(), strict=True)),
+        "![t-SNE; hazy orange, clean blue, partners joined](tsne.png)",
     )
-    write_text(folder / "tsne.md", page + "\n")
-    return page
-
-
-def _ratio(features: np.ndarray) -> float:
-    within, between = distances(features)
-    return within / between
 
 
 def _draw(points: Mapping[str, Space], path: Path) -> None:
