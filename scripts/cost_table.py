@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import refuse_arguments, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet
@@ -121,8 +121,7 @@ def _image(width: int, height: int, multiple: int) -> jax.ShapeDtypeStruct:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
     mesh = gpu_compile.gpu_mesh(flags.FLAGS.target, 1) if flags.FLAGS.target else None
     sizes = [tuple(map(int, size.split("x"))) for size in flags.FLAGS.sizes]
     tables = [rows(*size, mesh) for size in sizes]

@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, definer, run
+from difflid_jax.cli import UsageError, definer, refuse_arguments, run
 from difflid_jax.config import experiment as experiments
 from difflid_jax.config.experiment import Experiment
 from difflid_jax.diffusion.presets import PRESETS
@@ -124,8 +124,7 @@ def _prior_spec(experiment: Experiment) -> UNetSpec:
 
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
     config = options.config
     config.data.batch_size = options.batch or config.data.batch_size
     config.data.crop = options.crop or config.data.crop

@@ -38,7 +38,7 @@ from absl import flags
 from gpu_checks import Checks
 
 from difflid_jax.atomic import write_text
-from difflid_jax.cli import UsageError, definer, run, use_compilation_cache
+from difflid_jax.cli import UsageError, definer, refuse_arguments, run, use_compilation_cache
 from difflid_jax.config import experiment as experiments
 from difflid_jax.config import files, schema
 from difflid_jax.config.experiment import Experiment
@@ -196,8 +196,7 @@ def _aims(h_space, seconds: dict[str, float], paper_steps: int) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     options = flags.FLAGS
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
     if jax.default_backend() == "cpu" and not options.tiny:
         raise UsageError("no GPU or TPU found (JAX runs on the CPU); --tiny tries the script on any device")
     use_compilation_cache()

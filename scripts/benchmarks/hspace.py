@@ -23,7 +23,7 @@ from absl import flags
 from flax import nnx
 from measuring import Part, compiled_part, measure_in_turns, pytorch_unet, random_unet
 
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, refuse_arguments, run
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
@@ -200,8 +200,7 @@ def table(measured: Measured) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
     options = flags.FLAGS
     measured = measure(
         weights=options.weights,

@@ -34,7 +34,7 @@ from flax import nnx
 from jax.extend.core import Jaxpr
 from PIL import Image
 
-from difflid_jax.cli import UsageError, run
+from difflid_jax.cli import UsageError, refuse_arguments, run
 from difflid_jax.data.photographs import photographs
 from difflid_jax.features.build import build_features
 from difflid_jax.features.h_space import HSpaceSpec
@@ -57,8 +57,7 @@ _LEAST_SECONDS = 5
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
     try:
         sizes = [_height_width(float(text)) for text in _SIZES.value]
     except ValueError as error:

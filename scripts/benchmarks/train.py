@@ -30,7 +30,7 @@ from measuring import Part, compiled_part, measure_in_turns, memory_of, pytorch_
 from ml_collections import config_flags
 
 from difflid_jax import parallel
-from difflid_jax.cli import UsageError, resolve_dtype, run
+from difflid_jax.cli import UsageError, refuse_arguments, resolve_dtype, run
 from difflid_jax.config import experiment as experiments
 from difflid_jax.config import inputs
 from difflid_jax.config.experiment import Experiment
@@ -256,8 +256,7 @@ def table(measured: Measured) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UsageError(f"unexpected argument {argv[1]!r}; every input has a flag, see --help")
+    refuse_arguments(argv)
     options = flags.FLAGS
     config = options.config
     if not config.data.train:
