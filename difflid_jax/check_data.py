@@ -47,14 +47,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define("bool", "overwrite", False, "Replace an existing sheet.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     if len(argv) != 2:
         raise UsageError(f"expected one ROOT, found {len(argv) - 1} (quote “hazyDir|cleanDir”)")
-    return check(expand_home(argv[1]), flags.FLAGS)
-
-
-def check(root: str, options: flags.FlagValues) -> int:
-    """Check the data set at `root`, print the report, write what was asked for; return the exit status."""
+    root = expand_home(argv[1])
     sheet = None if options.sheet == "off" else Path(options.sheet or f"pairs_{options.dataset}.png")
     if sheet:
         refuse_existing(sheet, options.overwrite)

@@ -80,13 +80,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define("bool", "multihost", False, "Share the images between the processes of a cluster.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     refuse_arguments(argv)
-    return evaluate_methods(flags.FLAGS)
-
-
-def evaluate_methods(options: flags.FlagValues) -> int:
-    """Score what the flags ask for, write the files and print the table; return the exit status."""
     _check_combination(options)
     output = _output(options)
     # Imported here so that --help and usage errors do not wait for JAX to load.
@@ -102,6 +97,7 @@ def _score(options: flags.FlagValues, output: Path | None) -> int:
     from difflid_jax.backbones.inception import load_inception
     from difflid_jax.evaluation import tables
     from difflid_jax.evaluation.scoring import evaluate, over_seeds
+    from difflid_jax.evaluation.test_sets import open_results
     from difflid_jax.metrics.lpips import Lpips
 
     use_compilation_cache()
@@ -113,7 +109,8 @@ def _score(options: flags.FlagValues, output: Path | None) -> int:
         "inception": load_inception(options.fid) if options.fid else None,
     }
     test = _test_set(options, experiment)
-    methods += _results(options, test)
+    if options.results:
+        methods += open_results(options.results, test)
     if output:
         for path in tables.paths(output, [method.name for method in methods]):
             refuse_existing(path, options.overwrite)
@@ -212,12 +209,6 @@ def _methods(options: flags.FlagValues) -> "list[Method]":
         # The identity has nothing to gain from averaging.
         methods += [method.flipped() for method in methods if method.name != "identity"]
     return methods
-
-
-def _results(options: flags.FlagValues, test: "TestSet") -> "list[Method]":
-    from difflid_jax.evaluation.test_sets import open_results
-
-    return open_results(options.results, test) if options.results else []
 
 
 def _output(options: flags.FlagValues) -> Path | None:

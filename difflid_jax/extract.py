@@ -13,9 +13,8 @@ import contextlib
 import json
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -26,20 +25,15 @@ from difflid_jax.cli import UsageError, definer, integers, one_line, refuse_exis
 from difflid_jax.data.files import File, find_files, is_tar
 
 
-def main(argv: Sequence[str]) -> int:
-    return extract(argv[1:], flags.FLAGS)
-
-
-def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
-    """Write the features of the images in `arguments`; return the exit status."""
-    if not arguments or not options.weights or not options.output:
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
+    if len(argv) < 2 or not options.weights or not options.output:
         raise UsageError("give images or folders, --weights DIR and --output FILE.npz")
     output = Path(options.output)
     if output.suffix != ".npz":
         raise UsageError(f"--output {output}: expected a name that ends in .npz")
     refuse_existing(output, options.overwrite)
     times = integers(options.times, "times")
-    images = named_images(arguments)
+    images = named_images(argv[1:])
     # Imported here so that --help does not wait for JAX to load.
     import jax.numpy as jnp
 
@@ -62,7 +56,7 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
         **reading,
     }
     failures = 0
-    with NpzWriter(output) as writer:
+    with npz_writer(output) as add:
         for name, file in tqdm(images.items(), desc="extracting", unit="image"):
             try:
                 image = file.image()
@@ -71,10 +65,10 @@ def extract(arguments: Sequence[str], options: flags.FlagValues) -> int:
                 tqdm.write(f"extract: {one_line(error)}", file=sys.stderr)
                 continue
             for t, features in extractor(image).items():
-                writer.add(f"{name}/t{t}", features)
+                add(f"{name}/t{t}", features)
         if failures == len(images):
             raise UsageError("none of the images could be read; nothing was written")
-        writer.add("about", np.array(json.dumps(about)))
+        add("about", np.array(json.dumps(about)))
     done = len(images) - failures
     print(f"{output}: {done} images, timesteps {', '.join(map(str, extractor.times))}, {options.layer}")
     if failures:
@@ -104,26 +98,17 @@ def named_images(arguments: Sequence[str]) -> dict[str, File]:
     return found
 
 
-class NpzWriter:
-    """An .npz file, written array by array, that gets its name only when it is complete."""
+@contextlib.contextmanager
+def npz_writer(path: Path) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """Yield add(name, array) for an .npz file, written array by array, that is there only once complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "x") as archive:
 
-    def __init__(self, path: Path):
-        self.path = path
+        def add(name: str, array: np.ndarray) -> None:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
-    def __enter__(self) -> "NpzWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as opened:
-            temporary = opened.enter_context(atomic_write(self.path))
-            self.archive = opened.enter_context(zipfile.ZipFile(temporary, "x"))
-            self.opened = opened.pop_all()
-        return self
-
-    def add(self, name: str, array: np.ndarray) -> None:
-        with self.archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, array, allow_pickle=False)
-
-    def __exit__(self, *raised: Any) -> None:
-        self.opened.__exit__(*raised)
+        yield add
 
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:

@@ -20,13 +20,8 @@ from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     refuse_arguments(argv)
-    draw(flags.FLAGS)
-
-
-def draw(options: flags.FlagValues) -> None:
-    """Draw the samples that the flags describe and write the sheet."""
     if not options.weights or not options.output:
         raise UsageError("give --weights DIR and --output FILE.png")
     if Path(options.output).suffix.lower() != ".png":

@@ -36,14 +36,8 @@ _TRAINING = ("seed", "steps", "batch_size", "learning_rate", "width")
 _SOURCES = ("folders", "tfds", "photographs", "rgbd")
 
 
-def main(argv: Sequence[str]) -> int:
-    use_compilation_cache()
-    return study(argv[1:], flags.FLAGS)
-
-
-def study(arguments: Sequence[str], options: flags.FlagValues) -> int:
-    """Run the study that the first argument or --what names; return the exit status."""
-    named = [*arguments, *([options.what] if options.what else [])]
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
+    named = [*argv[1:], *([options.what] if options.what else [])]
     if len(named) != 1 or named[0] not in STUDIES:
         raise UsageError(f"name one study, {', '.join(STUDIES)}; found {' '.join(named) or 'none'}")
     if not (options.data or options.source == "photographs") or not options.output:
@@ -54,6 +48,7 @@ def study(arguments: Sequence[str], options: flags.FlagValues) -> int:
     from difflid_jax.features.h_space import HSpaceSpec
     from difflid_jax.features.prior import load_prior
 
+    use_compilation_cache()
     whole = what == "probe" or options.layer.startswith(("decoder", "output"))
     prior = load_prior(options.weights, part="all" if whole else "encoder")
     side = options.side or prior.unet.spec.image_size
@@ -121,10 +116,7 @@ def _decoders(
             layer=options.layer,
             t=t,
             side=side,
-            **{
-                name: options[name].value
-                for name in ("seed", "steps", "batch_size", "learning_rate", "width")
-            },
+            **{name: options[name].value for name in _TRAINING},
         )
         folder = output / "decoders" / f"t{t:03}"
         if status := decoder.train(experiment, prior, images, folder):

@@ -53,13 +53,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define("integer", "workers", 0, "Threads (0: one per core).", lower_bound=0)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     refuse_arguments(argv)
-    make(flags.FLAGS)
-
-
-def make(options: flags.FlagValues) -> None:
-    """Write the set that the flags ask for, or what is missing of it; raises as `reside.synthesize`."""
     if not options.rgb or not options.output:
         raise UsageError("give --rgb=FILES and --output=FOLDER, see --help")
     recipe = RECIPES[options.recipe]

@@ -33,14 +33,9 @@ def parse(text: str) -> tuple[str, str, str]:
     return title, what, root
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     refuse_arguments(argv)
     use_compilation_cache()
-    return write_results(flags.FLAGS)
-
-
-def write_results(options: flags.FlagValues) -> int:
-    """Score what the flags ask for, write the files, print the tables; return the exit status."""
     if not options.data or not options.output.endswith(".json"):
         raise UsageError("give --data=TITLE=WHAT:PATH (one or more) and --output=FILE.json, see --help")
     named = [parse(text) for text in options.data]

@@ -38,16 +38,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define("integer", "shrink", 4, "Factor by which the sides are shortened.", lower_bound=1)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     refuse_arguments(argv)
-    make(flags.FLAGS)
-
-
-def make(options: flags.FlagValues) -> None:
-    """Write the set that the flags ask for.
-
-    Raises: UsageError or ValueError for bad flags, an existing output or a broken set.
-    """
     if not options.output or not options.set:
         raise UsageError("give --output=FOLDER and --set=DATASET=FOLDER, see --help")
     light = number_range(options.light, "light", 1e-3, 1)

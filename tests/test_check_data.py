@@ -23,7 +23,7 @@ def check(tmp_path, monkeypatch, capsys):
         values = flags.FlagValues()
         check_data.define_flags(values)
         values(["check_data", *map(str, arguments)])
-        return check_data.check(str(root), values), capsys.readouterr().out
+        return check_data.main(["", str(root)], values), capsys.readouterr().out
 
     return run
 

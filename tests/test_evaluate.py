@@ -33,7 +33,7 @@ def run(*arguments: str) -> int:
     options = flags.FlagValues()
     program.define_flags(options)
     options(["evaluate", *arguments])
-    return program.evaluate_methods(options)
+    return program.main([""], options)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def image():
 def run(*arguments):
     options = extract.define_flags(flags.FlagValues())
     positional = options(["extract", *map(str, arguments)])[1:]
-    return extract.extract(positional, options)
+    return extract.main(["", *positional], options)
 
 
 def test_features_are_h_spaces_of_the_image_at_the_nearest_size(extractor, unet, image):

@@ -44,7 +44,7 @@ def weights(tmp_path_factory, drawn):
 def run(*arguments):
     options = sample.define_flags(flags.FlagValues())
     options(["sample", *map(str, arguments)])
-    sample.draw(options)
+    sample.main([""], options)
 
 
 def test_the_sheet_shows_what_the_sampler_draws(weights, tmp_path, capsys):

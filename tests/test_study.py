@@ -50,7 +50,7 @@ def run(weights, scenes, tmp_path):
         options = flags.FlagValues()
         study.define_flags(options)
         arguments = options(["study", *given, f"--output={tmp_path / 'out'}", "--times=0,500", what, *more])
-        return study.study(arguments[1:], options)
+        return study.main(arguments, options)
 
     return run
 

@@ -304,7 +304,7 @@ def test_the_program_writes_resumes_and_refuses(nyu, tmp_path, monkeypatch, caps
         values = flags.FlagValues()
         program.define_flags(values)
         values(["synthesize", *arguments])
-        program.make(values)
+        program.main([""], values)
         return capsys.readouterr().out
 
     arguments = (f"--rgb={nyu}", "--ids=1-2", "--per_scene=2", "--frame=whole", "--output=set")

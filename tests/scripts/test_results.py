@@ -21,7 +21,7 @@ def run(*arguments: str) -> int:
     options = flags.FlagValues()
     results.define_flags(options)
     options(["results", *arguments])
-    return results.write_results(options)
+    return results.main([""], options)
 
 
 def test_every_method_on_every_set_with_its_size_and_warm_time(tmp_path, capsys):

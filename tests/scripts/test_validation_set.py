@@ -20,7 +20,7 @@ def small_set(*arguments):
     values = flags.FlagValues()
     validation_set.define_flags(values)
     values(["validation_set", *map(str, arguments)])
-    validation_set.make(values)
+    validation_set.main([""], values)
 
 
 def image(path, value, size):
