@@ -2,7 +2,6 @@
 
 import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,27 +19,21 @@ def bounded_jit(
 
     JAX itself keeps every program until the process ends.
     """
-    programs: OrderedDict[tuple, Callable] = OrderedDict()
-    lock = threading.Lock()
+    lock = threading.Lock()  # two threads that need a program of one size compile it once
+
+    @functools.lru_cache(most)
+    def program(*key: Any) -> Callable[..., Any]:
+        # JAX caches programs by function, so each program gets its own, freed together with it.
+        return jax.jit(lambda *arguments: function(*arguments), static_argnums=static_argnums)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         arrays = [x for i, x in enumerate(arguments) if i not in static_argnums]
         leaves, tree = jax.tree.flatten(arrays)
         sizes = tuple((np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves)
-        key = (tree, sizes, *(arguments[i] for i in static_argnums))
         with lock:
-            if key in programs:
-                programs.move_to_end(key)
-            else:
-                if len(programs) >= most:
-                    programs.popitem(last=False)
-                # JAX caches programs by function, so each program gets its own, freed together with it.
-                programs[key] = jax.jit(
-                    lambda *arguments: function(*arguments), static_argnums=static_argnums
-                )
-            program = programs[key]
-        return program(*arguments)
+            run = program(tree, sizes, *(arguments[i] for i in static_argnums))
+        return run(*arguments)
 
-    call.programs = programs
+    call.programs = program.cache_info
     return call

@@ -25,7 +25,7 @@ def test_as_many_programs_are_kept_as_asked_and_the_oldest_goes():
     for size in (1, 2, 3, 1, 4, 1, 3, 2):
         call(size)
     # 4 replaced 2, which was used longest ago; then 2 replaced 4.
-    assert [shape for shape, _ in traced] == [(1,), (2,), (3,), (4,), (2,)] and len(run.programs) == 3
+    assert [shape for shape, _ in traced] == [(1,), (2,), (3,), (4,), (2,)] and run.programs().currsize == 3
     call(2, by=5)
     assert traced[-1] == ((2,), 5)
 

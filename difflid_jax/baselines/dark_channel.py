@@ -8,6 +8,7 @@ authors) instead of the paper's soft matting, and J = (I − A)/max(t, t₀) + A
 
 import numpy as np
 from jaxtyping import Float, Float32
+from scipy.ndimage import minimum_filter
 
 from difflid_jax.baselines.guided_filter import guided_filter
 
@@ -37,12 +38,9 @@ def dark_channel_prior(image: np.ndarray) -> Float32[np.ndarray, "h w 3"]:
     return np.clip(clean, 0, 1).astype(np.float32)
 
 
-def dark_channel(image: Float[np.ndarray, "h w 3"], patch: int = PATCH) -> Float[np.ndarray, "h w"]:
+def dark_channel(image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
     """Eq. 5: the minimum over all channels in the patch around each pixel."""
-    darkest = image.min(axis=2)
-    for axis in (0, 1):
-        darkest = _running_minimum(darkest, patch, axis)
-    return darkest
+    return minimum_filter(image.min(axis=2), PATCH, mode="constant", cval=np.inf)
 
 
 def atmospheric_light(
@@ -56,17 +54,3 @@ def atmospheric_light(
     count = max(1, int(dark.size * BRIGHTEST))
     colours = image[dark >= np.partition(dark.ravel(), -count)[-count]]
     return np.maximum(colours[colours.sum(axis=1).argmax()], 1e-3)
-
-
-def _running_minimum(values: Float[np.ndarray, "h w"], width: int, axis: int) -> Float[np.ndarray, "h w"]:
-    """Minimum over a centred window of odd `width`, by doubling the window until it is wide enough."""
-    values = np.moveaxis(values, axis, 0)
-    length, half = values.shape[0], width // 2
-    border = ((half, half),) + ((0, 0),) * (values.ndim - 1)
-    window = np.pad(values, border, constant_values=np.inf)
-    reach = 1
-    while reach < width:
-        step = min(reach, width - reach)
-        window = np.minimum(window[:-step], window[step:])
-        reach += step
-    return np.moveaxis(window[:length], 0, axis)

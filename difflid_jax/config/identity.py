@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 # Two values of such a field train the same weights, so it may change when a run is resumed. (Images and
@@ -56,7 +57,7 @@ def differences(
 
     A field that `before` lacks, because an older version wrote it, takes its default from `reference`.
     """
-    new, old = (_flat(json.loads(to_json(_bound(values)))) for values in (fields, _filled(before, reference)))
+    new, old = (_flat(_bound(values)) for values in (fields, _filled(before, reference)))
     missing = "not given"
     return [
         f"config.{name} is {new.get(name, missing)!r}, was {old.get(name, missing)!r}"
@@ -67,19 +68,18 @@ def differences(
 
 def ending(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that decide when a run is finished; a launch with the same ones has nothing left to do."""
-    flat = _flat(json.loads(to_json(fields)))
+    flat = _flat(fields)
     return {"fingerprint": fingerprint(fields)} | {name: flat[name] for name in _ENDING if name in flat}
 
 
 def shared(fields: Mapping[str, Any]) -> dict[str, Any]:
     """'config.FIELD' → value, of the fields that all processes of a run must agree on."""
-    flat = _flat(json.loads(to_json(fields)))
-    return {f"config.{name}": value for name, value in flat.items() if name not in _OF_A_MACHINE}
+    return {f"config.{name}": value for name, value in _flat(fields).items() if name not in _OF_A_MACHINE}
 
 
-def to_json(fields: Mapping[str, Any], indent: int | None = None) -> str:
+def to_json(fields: Mapping[str, Any]) -> str:
     """The config as JSON with sorted keys; tuples become lists."""
-    return json.dumps(fields, sort_keys=True, indent=indent)
+    return json.dumps(fields, sort_keys=True)
 
 
 def from_json(text: str, reference: Mapping[str, Any]) -> ConfigDict:
@@ -124,11 +124,6 @@ def _bound(fields: Mapping[str, Any]) -> dict[str, Any]:
     return bound
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as JSON reads them back, by dotted names."""
+    return flatten_dict(json.loads(to_json(fields)), sep=".")

@@ -105,9 +105,8 @@ def hybrid_loss(
     t: Int[Array, " b"],
     noise: Float[Array, "b h w 3"],
     output: Float[Array, "b h w c"],
-    weight: float = 1.0,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """(simple loss, weight · variational bound) per image of a U-Net output; the loss is their sum.
+    """(simple loss, variational bound) per image of a U-Net output; the loss is their weighted sum.
 
     The bound is 0 without variance channels. It has no gradient with respect to the noise prediction, so that
     it trains the variance only (the reference's "frozen_out").
@@ -117,7 +116,7 @@ def hybrid_loss(
     if variance is None:
         return simple, jnp.zeros_like(simple)
     frozen = jax.lax.stop_gradient(predicted)
-    return simple, weight * variational_bound(schedule, x0, x_t, t, frozen, variance)
+    return simple, variational_bound(schedule, x0, x_t, t, frozen, variance)
 
 
 def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:

@@ -160,26 +160,26 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     write_text(path, stream.getvalue())
 
 
-def write_sheet(path: Path, method: Method, result: Result, test: TestSet, each: int = 2) -> None:
-    """A PNG of the worst, median and best images by PSNR, `each` of them: hazy, restored, clean.
+def write_sheet(path: Path, method: Method, result: Result, test: TestSet) -> None:
+    """A PNG of the worst, median and best images by PSNR, two of each: hazy, restored, clean.
 
     They are restored again, which costs less than keeping every restored image.
     """
     rows, labels = [], []
-    for words, index in remarkable(result, each):
+    for words, index in remarkable(result):
         image = test.images[index]
         rows.append([image["hazy"], _restored(method, test, index), image["clean"]])
         labels.append([f"{words}: {image['name']}", f"{method.name}: {_scores(result, index)}", "clean"])
     write_png(path, contact_sheet(rows, labels))
 
 
-def write_comparison(path: Path, scored: Scored, test: TestSet, each: int = 2) -> None:
+def write_comparison(path: Path, scored: Scored, test: TestSet) -> None:
     """A PNG like the paper's Figs. 4–6 and 9: a row for each image, a column for each method.
 
     The images are the worst, median and best of the last method.
     """
     rows, labels = [], []
-    for words, index in remarkable(scored[-1][1], each):
+    for words, index in remarkable(scored[-1][1]):
         image = test.images[index]
         restored = [_restored(method, test, index) for method, _ in scored]
         rows.append([image["hazy"], *restored, image["clean"]])
@@ -199,7 +199,7 @@ def _scores(result: Result, index: int) -> str:
     return ", ".join(_number(image[metric], metric) for metric in shown)
 
 
-def remarkable(result: Result, each: int) -> list[tuple[str, int]]:
+def remarkable(result: Result, each: int = 2) -> list[tuple[str, int]]:
     """(words, index) of the worst, median and best images, `each` or, if there are few, a third of them.
 
     In the order of their PSNR, none twice.

@@ -66,7 +66,7 @@ class Programs:
 
     def compiled(self) -> int:
         """The number of compiled programs that are held."""
-        return sum(len(program.programs) for program in (self.see, self.restore, self.restore_tile))
+        return sum(program.programs().currsize for program in (self.see, self.restore, self.restore_tile))
 
     def traced(self, params: Any, frozen: Any, x: Float[Array, "b h w 3"], key: Array) -> Array:
         """See `Restorer.traced`."""

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from difflid_jax.config import inputs
@@ -22,7 +23,7 @@ from difflid_jax.images.sheets import contact_sheet
 from difflid_jax.training import runner
 from difflid_jax.training.loss import diffusion_loss
 from difflid_jax.training.runner import Task
-from difflid_jax.training.start import count, first_parameters
+from difflid_jax.training.start import first_parameters
 from difflid_jax.weights import store
 
 _SAMPLES = 16
@@ -57,7 +58,8 @@ def prepare(experiment: PriorExperiment, resuming: bool) -> Task:
         init=init,
         summary={
             "data": f"{len(images):,} images, crops of {experiment.crop.size}",
-            "trained": f"{count(params):,} parameters, {count(encoder):,} of them encoder and middle block",
+            "trained": f"{optax.tree.size(params):,} parameters, {optax.tree.size(encoder):,} of them "
+            "encoder and middle block",
         },
     )
 

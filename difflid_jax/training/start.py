@@ -31,8 +31,3 @@ def first_parameters(
         )
     store.fill(abstract, weights.tensors, where=str(weights.path), dtype=jnp.float32)
     return graph, nnx.state(abstract), weights.sha256
-
-
-def count(tree: Any) -> int:
-    """The number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))

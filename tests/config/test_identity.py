@@ -10,7 +10,7 @@ from difflid_jax.config import identity, schema
 def test_a_config_comes_back_from_json():
     config, reference = schema.default(), schema.default().to_dict()
     config.data.haze.jpeg = (75, 98)
-    assert identity.from_json(identity.to_json(config.to_dict(), indent=2), reference) == config
+    assert identity.from_json(identity.to_json(config.to_dict()), reference) == config
     with pytest.raises(ValueError, match="JSON object"):
         identity.from_json("[1]", reference)
 
