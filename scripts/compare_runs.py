@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from difflid_jax.cli import UsageError, definer, run
+from difflid_jax.exhibits.files import new_figure, save_figure
 from difflid_jax.training.log import METRICS
 
 Curve = dict[int, float]  # step → score
@@ -62,9 +63,7 @@ def table(arms: dict[str, list[Curve]], metric: str) -> str:
 
 def draw(arms: dict[str, list[Curve]], metric: str, path: Path) -> None:
     """Draw a line for each seed, in a colour for each arm."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
     axes = figure.subplots()
     for number, (label, seeds) in enumerate(arms.items()):
         for i, curve in enumerate(seeds):
@@ -73,7 +72,7 @@ def draw(arms: dict[str, list[Curve]], metric: str, path: Path) -> None:
     axes.set(xlabel="step", ylabel=f"validation {metric}")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def main(argv: Sequence[str]) -> None:
