@@ -92,5 +92,5 @@ def test_the_arms_of_the_rebuilt_experiment_differ_in_the_features_alone():
     random.features.random = False
     baseline.network.variant = full.network.variant
     assert full == random == baseline
-    with pytest.raises(ValueError, match=r"sots_rebuilt\.py:none: expected one of full, random, baseline"):
+    with pytest.raises(ValueError, match=r"sots_rebuilt\.py: expected one of full, random, baseline"):
         module.get_config("none")
