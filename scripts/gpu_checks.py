@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmarks.train import features_of
 from flax import nnx
 
 from difflid_jax import parallel
@@ -22,11 +23,11 @@ _BFLOAT16_TOLERANCE = 0.05
 class Checks:
     """bfloat16, twenty steps, and their repetition, with one prior and one stream of batches."""
 
-    def __init__(self, experiment: Experiment, preset: str, benchmark):
+    def __init__(self, experiment: Experiment, preset: str):
         self.mesh = parallel.make_mesh()
         self.experiment = experiment
         exact = replace(experiment, features=replace(experiment.features, dtype="float32"))
-        self.features, self.exact = (benchmark.features_of(e, preset) for e in (experiment, exact))
+        self.features, self.exact = (features_of(e, preset) for e in (experiment, exact))
         self.frozen = parallel.replicate(self.mesh, self.features.frozen)
         spec = experiment.network_on(self.features.channels)
         self.graph = nnx.graphdef(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))

@@ -24,9 +24,7 @@ and the nvidia-*-cu12 wheels that `pip download "jax[cuda12]==0.11.2"` names, an
 (`pip download -c constraints.txt .` without the pins of jax and jaxlib).
 """
 
-import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +33,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from benchmarks import hspace
+from benchmarks import train as whole_step
 from gpu_checks import Checks
 
 from difflid_jax.atomic import write_text
@@ -55,15 +55,6 @@ _SHARE_OF_PEAK = 0.45  # of the h-space, of the measured matrix peak
 _FASTER_THAN_WHOLE = 3.0  # h-space, than two passes of the whole U-Net
 # Sums in another order; a TF32 product, with 11 bits, would be off by a hundred times as much.
 _PARITY_TOLERANCE = 1e-4
-
-
-def _benchmark(name: str):
-    path = Path(__file__).parent / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def paper_experiment(tiny: bool) -> Experiment:
@@ -94,25 +85,24 @@ def _parity(experiment: Experiment, options) -> list[str]:
 
 
 def _checks(experiment: Experiment, options) -> list[str]:
-    return _checked(Checks(experiment, _PRESET, _benchmark("train")).run())
+    return _checked(Checks(experiment, _PRESET).run())
 
 
 def _step(experiment: Experiment, options) -> list[str]:
-    benchmark, both_times = _benchmark("train"), _benchmark("hspace")
-    h_space = both_times.measure(
+    h_space = hspace.measure(
         weights=experiment.prior,
         preset=_PRESET,
         size=experiment.crop.size,
         batch=experiment.batch_size,
         turns=options.steps,
     )
-    lines = ["```", both_times.table(h_space), "```", ""]
+    lines = ["```", hspace.table(h_space), "```", ""]
     seconds = {}
     for dtype in ("float32", "bfloat16"):
-        measured = benchmark.measure(replace(experiment, network_dtype=dtype), _PRESET, options.steps)
-        lines += [f"Step of configs/sots.py, network in {dtype}:", "", benchmark.table(measured), ""]
+        measured = whole_step.measure(replace(experiment, network_dtype=dtype), _PRESET, options.steps)
+        lines += [f"Step of configs/sots.py, network in {dtype}:", "", whole_step.table(measured), ""]
         seconds[dtype] = measured.in_loop
-    return [*lines, *_aims(h_space, seconds, benchmark.PAPER_STEPS)]
+    return [*lines, *_aims(h_space, seconds)]
 
 
 def _restoring(experiment: Experiment, options) -> list[str]:
@@ -161,7 +151,7 @@ def _checked(rows: list[tuple[str, bool, str]]) -> list[str]:
     return ["| check | holds | figure |", "|---|---|---|", *lines]
 
 
-def _aims(h_space, seconds: dict[str, float], paper_steps: int) -> list[str]:
+def _aims(h_space: hspace.Measured, seconds: dict[str, float]) -> list[str]:
     """A Markdown table of the targets; `seconds` of a step in the loop by the network's type."""
     faster = h_space.ratio(h_space.rows[1])
     rows = [
@@ -177,7 +167,7 @@ def _aims(h_space, seconds: dict[str, float], paper_steps: int) -> list[str]:
         ),
     ]
     for dtype, step in seconds.items():
-        hours = step * paper_steps / 3600
+        hours = step * whole_step.PAPER_STEPS / 3600
         rows += [
             (
                 f"step in the loop, network in {dtype}: {1e3 * _STEP_SECONDS:.0f} ms or less",
