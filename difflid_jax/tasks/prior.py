@@ -1,5 +1,6 @@
 """The training of a diffusion prior: Eq. 4 with the bound that trains its variance, on images alone."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def prepare(experiment: PriorExperiment, resuming: bool) -> Task:
     validation = inputs.open_images(experiment.validation) if experiment.validation.is_given else None
     graph, params, init = first_unet(experiment, resuming)
     image = jax.ShapeDtypeStruct((experiment.crop.size, experiment.crop.size, 3), jnp.uint8)
-    encoder = nnx.state(nnx.eval_shape(lambda: UNet(spec, part="encoder", rngs=nnx.Rngs(0))), nnx.Param)
+    encoder = store.shapes_of(nnx.eval_shape(lambda: UNet(spec, part="encoder", rngs=nnx.Rngs(0))))
     return Task(
         params=params,
         loss=diffusion_loss(graph, schedule, experiment.variance_weight, drops=spec.dropout > 0),
@@ -58,8 +59,8 @@ def prepare(experiment: PriorExperiment, resuming: bool) -> Task:
         init=init,
         summary={
             "data": f"{len(images):,} images, crops of {experiment.crop.size}",
-            "trained": f"{optax.tree.size(params):,} parameters, {optax.tree.size(encoder):,} of them "
-            "encoder and middle block",
+            "trained": f"{optax.tree.size(params):,} parameters, {sum(map(math.prod, encoder.values())):,} of "
+            "them encoder and middle block",
         },
     )
 
