@@ -59,8 +59,8 @@ def prepare(experiment: PriorExperiment, resuming: bool) -> Task:
         init=init,
         summary={
             "data": f"{len(images):,} images, crops of {experiment.crop.size}",
-            "trained": f"{optax.tree.size(params):,} parameters, {sum(map(math.prod, encoder.values())):,} of "
-            "them encoder and middle block",
+            "trained": f"{optax.tree.size(params):,} parameters, "
+            f"{sum(map(math.prod, encoder.values())):,} of them encoder and middle block",
         },
     )
 
