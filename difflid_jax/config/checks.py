@@ -100,6 +100,11 @@ def _idle_features(config: ConfigDict) -> Rules:
             "every crop has features of another region; set config.data.region=(1.0, 1.0), or leave it out",
         ),
         (
+            config.data.cache == "off",
+            ("features.cache",),
+            "features need a folder; give config.data.cache one, or leave it out",
+        ),
+        (
             bool(network.preset),
             ("network.widths",),
             f"the preset {network.preset!r} sets the widths; also set config.network.preset=''",

@@ -91,8 +91,6 @@ def _open_cached(experiment: Experiment, features: FrozenFeatures, cache: Path) 
     spec = experiment.features
     if not spec.cache:
         return images
-    if str(cache) == "off":
-        raise ValueError("config.features.cache: features need a folder; give config.data.cache one")
     return keep_features(
         images, cache / "features", features, spec.h_space, noises=spec.cache, seed=experiment.seed
     )
@@ -104,10 +102,10 @@ def _arrays(experiment: Experiment, features: FrozenFeatures) -> dict[str, jax.S
     arrays = {name: jax.ShapeDtypeStruct((size, size, 3), jnp.uint8) for name in ("hazy", "clean")}
     if view:
         arrays["window"] = jax.ShapeDtypeStruct((4,), jnp.float32)
-    if view and experiment.features.cache:
-        arrays |= dict.fromkeys(("h_content", "h_haze"), map_of(features, view))
-    elif view:
-        arrays["view"] = jax.ShapeDtypeStruct((view, view, 3), jnp.uint8)
+        if experiment.features.cache:
+            arrays |= dict.fromkeys(("h_content", "h_haze"), map_of(features, view))
+        else:
+            arrays["view"] = jax.ShapeDtypeStruct((view, view, 3), jnp.uint8)
     return arrays
 
 

@@ -30,7 +30,7 @@ from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.features.h_space import HSpaceSpec
 
 _CHUNK = 256  # elements in a file
-_BATCH = 16  # images that the frozen network sees at once, each with every noise
+_BATCH = 8  # images that the frozen network sees at once, each also mirrored and with every noise
 _BITS = {2: np.uint16, 4: np.float32}  # NumPy's files know no bfloat16
 
 
@@ -82,7 +82,9 @@ def keep_features(
     Processes that share `folder` share the work. Raises OSError if the disk has no room for it.
     """
     one = map_of(features, spec.side)
-    key = digest(data.fingerprint, features.sha256, spec.to_dict(), str(one.dtype), noises, seed)
+    # The hash of random weights names their seed alone, so the shapes tell their architecture.
+    weights = features.sha256, [leaf.shape for leaf in jax.tree.leaves(features.frozen)]
+    key = digest(data.fingerprint, weights, spec.to_dict(), str(one.dtype), noises, seed)
     is_free = spec.times[0] == 0 and not spec.noise_at_zero
     bank = FeatureBank(folder / key[:16], one.shape, str(one.dtype), 1 if is_free else noises, noises)
     bank.folder.mkdir(parents=True, exist_ok=True)
@@ -124,14 +126,15 @@ def _compute(apply: Callable, bank: FeatureBank, seed: int) -> Callable:
 
 
 def _views(data: DataSet, elements: Sequence[int], side: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """(views, elements, mirrored) in batches of one size, the last filled up; each image is there twice."""
-    jobs = [(element, flip) for element in elements for flip in (False, True)]
-    jobs += jobs[-1:] * (-len(jobs) % _BATCH)
-    for first in range(0, len(jobs), _BATCH):
-        part = jobs[first : first + _BATCH]
-        views = [reduced(data.store.read(data.elements[element][0]), side) for element, _ in part]
-        views = [mirrored(view) if flip else view for view, (_, flip) in zip(views, part, strict=True)]
-        yield np.stack(views), *map(np.asarray, zip(*part, strict=True))
+    """(views, elements, mirrored) in batches of one size: each image, followed by its mirror image."""
+    padded = [*elements, *[elements[-1]] * (-len(elements) % _BATCH)]
+    for first in range(0, len(padded), _BATCH):
+        part = padded[first : first + _BATCH]
+        views = []
+        for element in part:
+            view = reduced(data.store.read(data.elements[element][0]), side)
+            views += view, mirrored(view)
+        yield np.stack(views), np.repeat(part, 2), np.tile([False, True], _BATCH)
 
 
 def _check_room(bank: FeatureBank, elements: int) -> None:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
 from difflid_jax.data.augment import Augment, CropSpec, HazeSpec, reduced
 from difflid_jax.data.sources import open_data
@@ -28,14 +27,8 @@ CROP = CropSpec(16, view=16)
 
 
 @pytest.fixture
-def pairs(tmp_path):
-    rng = np.random.default_rng(0)
-    for folder in ("hazy", "clean"):
-        (tmp_path / "pairs" / folder).mkdir(parents=True)
-        for i in range(5):
-            pixels = rng.integers(0, 256, (24 + i, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pairs" / folder / f"{i}.png")
-    return open_data("folders", str(tmp_path / "pairs"), dataset="folders", progress=False)
+def pairs(tiny):
+    return open_data("folders", str(tiny.prior.parent / "train"), dataset="folders", progress=False)
 
 
 def test_the_loss_with_kept_features_equals_that_which_computes_them(tiny, pairs, tmp_path):
