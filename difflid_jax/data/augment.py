@@ -124,19 +124,18 @@ class Augment:
 
     def __call__(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         positions = self.data.elements[element].tolist()
-        top, left, *shape = self._region(self.data.store.shape(positions[0]), rng)
-        inside, flip = self._window(shape, rng)
-        window = (top + inside[0], left + inside[1], *inside[2:])
+        region = self._region(self.data.store.shape(positions[0]), rng)
+        (top, left, *size), flip = self._window(region[2:], rng)
+        window = (region[0] + top, region[1] + left, *size)
         arrays = [self._read(position, window, flip) for position in positions]
         if self.data.kind == "images":
             return {"image": arrays[0]}
         if not self.crop.view:
             return self._pair(arrays, rng)
-        part = _part(inside, shape, flip)
+        part = _part((top, left, *size), region[2:], flip)
         if self.data.features:
             maps = self.data.features.draw(element, flip, rng)
             return {**self._pair(arrays, rng), **maps, "window": np.asarray(part, np.float32)}
-        region = (top, left, *shape)
         # The same draws, so that the crop and the whole image have the same haze.
         view = self._pair([self._view(position, region, flip) for position in positions], copy.deepcopy(rng))
         pair = self._pair(arrays, rng, part)
