@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         return _study(options)
     planned = _chosen(runs(options.exhibit, options.budget, options.seeds), options.rows)
     if not planned:
-        raise UsageError(f"--exhibit={options.exhibit} has no runs at --budget={options.budget}")
+        raise UsageError(f"--exhibit={options.exhibit} has runs at --budget=laptop only")
     if options.dry_run:
         for item in planned:
             print(f"{item.folder}: {item.steps:,} steps, {_hours(item.steps, options):.1f} h")
