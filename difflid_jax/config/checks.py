@@ -14,7 +14,7 @@ from difflid_jax.data.sources import SOURCES
 
 _PAIRED = ("folders", "tfds")  # the sources of pairs; the others make haze on the fly
 _FROM_CLASSIFIER = ("features.layer", "features.times", "features.noise_at_zero", "features.side")
-_OF_TRAINING_HAZE = ("clean", "white", "tint", "gamma", "light", "noise", "jpeg")
+_OF_TRAINING_HAZE = ("clean", "white", "tint", "gamma", "light", "dim", "dim_after", "noise", "jpeg")
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict) -> None:
@@ -93,6 +93,16 @@ def _idle_features(config: ConfigDict) -> Rules:
             config.data.region == (1.0, 1.0),
             ("data.region_after",),
             "there are no regions; set config.data.region=(0.4, 1.0), or leave it out",
+        ),
+        (
+            config.data.haze.light == (1.0, 1.0),
+            ("data.haze.dim",),
+            "nothing is dimmed; set config.data.haze.light=(0.5, 1.0), or leave it out",
+        ),
+        (
+            config.data.haze.dim == 1,
+            ("data.haze.dim_after",),
+            "all crops are dimmed; set config.data.haze.dim=0.5, or leave it out",
         ),
         (
             config.data.region != (1.0, 1.0),

@@ -59,6 +59,8 @@ def default() -> ConfigDict:
                     "tint": 0.0,
                     "gamma": (1.0, 1.0),
                     "light": (1.0, 1.0),
+                    "dim": 1.0,
+                    "dim_after": 0,
                     "noise": 0.0,
                     "jpeg": (),
                 },

@@ -4,7 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -37,6 +37,8 @@ class HazeSpec:
     gamma: range of an exponent on the clean image before haze, log-uniform.
     light: range of a factor on scene and airlight, log-uniform, for dim rooms: one factor in half of the
         crops, in the others one at each corner, interpolated bilinearly.
+    dim: share of the crops, white ones aside, to which `light` applies.
+    dim_after: number of batches before `dim` holds; until then `light` applies to all.
     noise: the largest standard deviation of Gaussian noise on the hazy image, in [0,1] units.
     jpeg: range of JPEG qualities for half of the hazy crops; () is none.
     """
@@ -49,6 +51,8 @@ class HazeSpec:
     tint: float = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
     light: tuple[float, float] = (1.0, 1.0)
+    dim: float = 1.0
+    dim_after: int = 0
     noise: float = 0.0
     jpeg: tuple[int, ...] = ()
 
@@ -63,7 +67,7 @@ class HazeSpec:
         for name in ("airlight", "light"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(f"data.haze.{name}: expected at most 1, found {getattr(self, name)!r}")
-        for name in ("clean", "white"):
+        for name in ("clean", "white", "dim"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.haze.{name}: expected 0 to 1, found {getattr(self, name)!r}")
         for name in ("tint", "noise"):
@@ -73,6 +77,11 @@ class HazeSpec:
             raise ValueError(
                 f"data.haze.jpeg: expected () or two qualities 1 ≤ low ≤ high ≤ 100, found {self.jpeg!r}"
             )
+        check_least("data.haze.dim_after", self.dim_after, 0)
+
+    def at(self, batch: int) -> "HazeSpec":
+        """The haze of a batch, as if from the start."""
+        return replace(self, dim=self.dim if batch >= self.dim_after else 1.0, dim_after=0)
 
 
 RESIDE = HazeSpec()
@@ -106,6 +115,10 @@ class CropSpec:
         if len(self.region) != 2 or not 0 < self.region[0] <= self.region[1] <= 1:
             raise ValueError(f"data.region: expected two numbers 0 < low ≤ high ≤ 1, found {self.region!r}")
         check_least("data.region_after", self.region_after, 0)
+
+    def at(self, batch: int) -> "CropSpec":
+        """The crops of a batch, as if from the start."""
+        return replace(self, region=self.region if batch >= self.region_after else (1.0, 1.0), region_after=0)
 
 
 @dataclass
@@ -228,7 +241,8 @@ def make_hazy(
     # Not `add_haze`: the farthest point of the image, at 65535, may lie outside the window.
     t = np.exp(np.float32(-beta / 65535) * depth)
     hazy = scatter(clean * np.float32(1 / 255), t, airlight)
-    if spec.light != (1.0, 1.0) and not plain and not white:
+    dim = spec.light != (1.0, 1.0) and not plain and not white
+    if dim and (spec.dim == 1 or rng.random() < spec.dim):
         light = _light(spec.light, clean.shape[:2], rng, window)
         hazy, clean = hazy * light, _rounded(clean * light * np.float32(1 / 255))
     if spec.noise and not plain:

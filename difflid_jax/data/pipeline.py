@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import grain
 import jax
@@ -77,19 +77,18 @@ class Batches:
         _check_fits(data, crop.size)
         size = batch_size // process_count
 
-        def batches(crop: CropSpec) -> grain.MapDataset:
+        def batches(first: int) -> grain.MapDataset:
             chain = grain.MapDataset.range(len(data))
-            chain = chain.random_map(Augment(data, crop, haze), seed=seed ^ _AUGMENTATION)
+            chain = chain.random_map(Augment(data, crop.at(first), haze.at(first)), seed=seed ^ _AUGMENTATION)
             return Shuffled(chain, seed).repeat(_EPOCHS).batch(size, batch_fn=_stack)
 
         if workers:
             images = 1 if data.kind == "images" else 2
             _check_shared_memory(workers, 3 * size * (images * crop.size**2 + crop.view**2))
-        self._chain = batches(crop)
-        if crop.region_after:
-            parts = crop.region_after * process_count
-            before = batches(replace(crop, region=(1.0, 1.0)))
-            self._chain = grain.MapDataset.concatenate([before[:parts], self._chain[parts:]])
+        self._chain = batches(0)
+        for first in sorted({crop.region_after, haze.dim_after} - {0}):
+            parts = first * process_count
+            self._chain = grain.MapDataset.concatenate([self._chain[:parts], batches(first)[parts:]])
         self._part, self._parts = process_index, process_count
         self._fingerprint = data.fingerprint
         self._workers = workers

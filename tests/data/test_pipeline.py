@@ -110,13 +110,17 @@ def test_another_seed_another_order_and_other_crops():
     _equal(first, _take(Batches(_data("pairs"), CROP, 7, seed=0), 3))
 
 
-def test_regions_begin_after_their_batch():
+def test_regions_and_less_dimming_begin_after_their_batches():
     data = _data("depth")
     crop = CropSpec(8, view=4, region=(0.5, 0.5), region_after=3)
+    haze = HazeSpec(light=(0.1, 0.2), dim=0.0, dim_after=5)
     never, always = replace(crop, region=(1.0, 1.0), region_after=0), replace(crop, region_after=0)
-    late, never, always = (_take(Batches(data, spec, 4), 6) for spec in (crop, never, always))
-    _equal(late, never[:3] + always[3:])
+    dimmed, bright = replace(haze, dim=1.0, dim_after=0), HazeSpec()
+    runs = [(crop, haze), (never, dimmed), (always, dimmed), (always, bright)]
+    late, never, always, bright = (_take(Batches(data, crop, 4, haze=haze), 8) for crop, haze in runs)
+    _equal(late, never[:3] + always[3:5] + bright[5:])
     assert all((a["view"] != b["view"]).any() for a, b in zip(never, always, strict=True))
+    assert all(a["clean"].mean() < b["clean"].mean() / 4 for a, b in zip(always, bright, strict=True))
 
 
 def test_augmentation_depends_on_seed_element_and_epoch_alone():
