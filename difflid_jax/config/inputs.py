@@ -38,7 +38,7 @@ def check_given(experiment: Experiment | PriorExperiment) -> None:
         raise ValueError(f"not given: {' and '.join(missing)}")
 
 
-def open_images(source: Source, cache: str | Path = "off", *, thorough: bool = False) -> DataSet:
+def open_images(source: Source, cache: Path | None = None, *, thorough: bool = False) -> DataSet:
     """The images of a role; `thorough` decodes each once, so that damage is found now."""
     try:
         data = open_data(

@@ -83,8 +83,8 @@ class Batches:
             return Shuffled(chain, seed).repeat(_EPOCHS).batch(size, batch_fn=_stack)
 
         if workers:
-            images = 1 if data.kind == "images" else 2
-            _check_shared_memory(workers, 3 * size * (images * crop.size**2 + crop.view**2))
+            sample = Augment(data, crop, haze)(0, np.random.default_rng(seed))
+            _check_shared_memory(workers, size * sum(array.nbytes for array in sample.values()))
         self._chain = batches(0)
         for first in sorted({crop.region_after, haze.dim_after} - {0}):
             parts = first * process_count

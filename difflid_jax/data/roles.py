@@ -12,10 +12,9 @@ from difflid_jax.data.sources import DataSet
 
 # Photographs are decoded to be compared; larger sets are compared by their files alone.
 MOST_COMPARED = 2000
-OFF = Path("off")  # no decoded cache
 
 
-def report_roles(roles: Mapping[str, DataSet], cache: Path = OFF, *, progress: bool = True) -> str:
+def report_roles(roles: Mapping[str, DataSet], cache: Path | None = None, *, progress: bool = True) -> str:
     """The pairing report of every role ('train', 'validation', 'test'), then a warning for shared images.
 
     A line for each leak names the roles and the images; '' if there is nothing to report. cache: folder of
@@ -27,11 +26,11 @@ def report_roles(roles: Mapping[str, DataSet], cache: Path = OFF, *, progress: b
             texts.setdefault(data.report.text(), []).append(role)
     lines = [f"{' and '.join(named)}: {text}" for text, named in texts.items()]
     key = digest(*((role, data.fingerprint) for role, data in roles.items()))
-    kept = cache / f"shared-{key}.txt"
-    if cache != OFF and kept.is_file():
+    kept = cache and cache / f"shared-{key}.txt"
+    if kept and kept.is_file():
         return "\n".join([*lines, *kept.read_text("utf-8").splitlines()])
     leaks = [f"warning: {leak.line()}" for leak in find_shared(roles, progress=progress)]
-    if cache != OFF and cache.is_dir():
+    if kept and cache.is_dir():
         write_text(kept, "\n".join(leaks))
     return "\n".join(lines + leaks)
 

@@ -100,7 +100,7 @@ def open_data(
     frame: str = "nyu_mirrored",
     dataset: str = "folders",
     split: str | None = None,
-    cache: str | os.PathLike = "off",
+    cache: str | os.PathLike | None = None,
     sky: float = 0.0,
     allow_missing: bool = False,
     thorough: bool = False,
@@ -115,7 +115,7 @@ def open_data(
         frame: name of `rgbd.FRAMES`, how images with measured depth are mirrored and cut.
         dataset: layout of 'folders' and 'tfds', see `pairs.find_pairs`.
         split: 'train' or 'test', of 'folders', 'tfds' and the photographs of installed packages.
-        cache: folder of the decoded cache, or 'off'.
+        cache: folder of the decoded cache; None decodes every time.
         sky: depth of the skies of photographs with plausible depth, see `haze.plausible_depth`.
         allow_missing: use the complete pairs of a set that lacks some.
         thorough: decode every image of 'folders' once, so that damage inside one is found now.
@@ -133,7 +133,7 @@ def open_data(
         items, elements, names = _built(root, dataset, split)
     elif source == "photographs" and not root:
         items, elements, names = _carried(split or "train", sky)
-        cache = "off"  # in memory already
+        cache = None  # in memory already
     elif source == "images":
         items, elements, names = _alone(root, ids, rgbd.FRAMES[frame])
     else:
@@ -144,10 +144,10 @@ def open_data(
         raise ValueError(f"{root}: no images found (expected {', '.join(sorted(EXTENSIONS))})")
     kind = {"folders": "pairs", "tfds": "pairs", "images": "images"}.get(source, "depth")
     keys = keys_of(items, progress=progress)
-    if os.fspath(cache) == "off":
+    if cache is None:
         store = Undecoded(items, progress=progress)
     else:
-        store = open_cache(os.path.expanduser(cache), items, keys, progress=progress)
+        store = open_cache(cache, items, keys, progress=progress)
     _check_partners(items, store, elements)
     return DataSet(
         kind, store, np.asarray(elements), tuple(names), fingerprint(items, keys), tuple(keys), report

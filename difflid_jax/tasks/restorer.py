@@ -86,7 +86,7 @@ def first_network(
     return first_parameters(make, spec, "restorer", "" if resuming else experiment.init)
 
 
-def _open_cached(experiment: Experiment, features: FrozenFeatures, cache: Path) -> DataSet:
+def _open_cached(experiment: Experiment, features: FrozenFeatures, cache: Path | None) -> DataSet:
     images = inputs.open_images(experiment.train, cache)
     spec = experiment.features
     if not spec.cache:

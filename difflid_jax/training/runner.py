@@ -32,7 +32,7 @@ class Task:
 
     params: initial ones. frozen: parameters of a frozen network on the mesh, the loss's second argument.
     arrays: shapes and types of an element's arrays, by name. data: 'train' and, if there are any,
-    'validation' and 'test'; open_cached opens the training data through a decoded cache in a folder.
+    'validation' and 'test'; open_cached opens the training data through a decoded cache in a folder, or without one (None).
     multiple: the crop's side is a multiple of it. inputs: hashes of the other inputs that a resumed run must
     find unchanged, as {'prior_sha256': …}. init: hash of the weights that it starts from.
     metric: the score that decides the best checkpoint, `highest` or lowest; uses_best: the final weights are
@@ -44,7 +44,7 @@ class Task:
     loss: Loss
     arrays: Mapping[str, jax.ShapeDtypeStruct]
     data: Mapping[str, DataSet]
-    open_cached: Callable[[Path], DataSet]
+    open_cached: Callable[[Path | None], DataSet]
     multiple: int
     metric: str
     highest: bool
@@ -98,8 +98,8 @@ def run(program: str, spec: RunSpec, prepare: Callable[[Mesh, bool], Task], fold
     # Room for the latest checkpoints, the best one, and one that is being written.
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * (spec.keep + 2)
     workdir.check(folder, needed)
-    cache = Path(spec.cache or folder / "cache")
-    with workdir.restored_on_refusal(cache):
+    cache = None if spec.cache == "off" else Path(spec.cache or folder / "cache").expanduser()
+    with workdir.restored_on_refusal(cache or folder):
         batches = _batches(spec, task.open_cached(cache), mesh)
         workdir.check(folder, needed)  # next to the cache, which now takes its room
     checkpoints = Checkpoints(

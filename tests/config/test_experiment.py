@@ -47,6 +47,7 @@ def test_the_default_is_the_papers():
         ("data.sky", 0.5, "data.sky: expected 0, or 1 to 1000, found 0.5"),
         ("data.haze.airlight", (0.7, 1.2), "data.haze.airlight: expected at most 1"),
         ("data.haze.white", 1.5, "data.haze.white: expected 0 to 1, found 1.5"),
+        ("data.haze.dim", 1.5, "data.haze.dim: expected 0 to 1, found 1.5"),
         ("data.haze.clean", -0.1, "data.haze.clean"),
         ("data.haze.beta", (1.0,), "data.haze.beta: expected two numbers"),
         ("features.kind", "dino", "features.kind: expected one of"),

@@ -116,7 +116,7 @@ def test_tint_colours_the_airlight():
     assert (np.ptp(colours, axis=1) > 0.01).mean() > 0.9
 
 
-def test_white_and_clean_are_shares_of_the_crops():
+def test_white_clean_and_dim_are_shares_of_the_crops():
     spec = HazeSpec(airlight=(0.5, 0.5), beta=(20, 20), tint=0.1, white=0.3)
     hazy, _ = _hazy(_grey(0), spec)
     white = (hazy == 255).all((1, 2, 3))
@@ -124,6 +124,8 @@ def test_white_and_clean_are_shares_of_the_crops():
     hazy, clean = _hazy(_grey(40), HazeSpec(clean=0.3, light=(0.4, 0.9)))
     unhazed = np.abs(hazy - clean).max((1, 2, 3)) <= 1  # if dimmed, hazy and clean are rounded apart
     assert 0.2 < unhazed.mean() < 0.4
+    _, clean = _hazy(_grey(200), HazeSpec(light=(0.4, 0.9), dim=0.3))
+    assert 0.2 < (clean < 200).any((1, 2, 3)).mean() < 0.4
 
 
 def test_light_dims_scene_and_airlight_evenly_or_not_and_leaves_white_haze_alone():

@@ -52,7 +52,7 @@ def nyu(tmp_path):
 
 def _open(source, root, tmp_path, cached=True, **options):
     return open_data(
-        source, str(root), cache=tmp_path / "cache" if cached else "off", progress=False, **options
+        source, str(root), cache=tmp_path / "cache" if cached else None, progress=False, **options
     )
 
 
