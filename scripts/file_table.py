@@ -22,22 +22,22 @@ from difflid_jax.images.photos import MAX_PIXELS, Photo, decode_photo, encode_ph
 _INTRODUCTION = """\
 # Image files
 
-What `restore` and the page of `difflid serve` do with each kind of file. The tables are written by
-`scripts/file_table.py`, which restores a file of each kind and looks at the result; a test compares them.
+How `restore` and the page of `difflid serve` treat each kind of file. `scripts/file_table.py` writes the
+tables by restoring a file of each kind; a test keeps them up to date.
 
-- **Kept**: the output has what the input has. Metadata are copied as bytes, so that text in any encoding,
-  maker notes, unknown tags and long texts stay unchanged.
-- **Converted**: the same content in another form.
-- **Refused**: the file is reported in one line that says what it is and how to convert it, the other files
-  are restored, and the exit status is 1. A file is called damaged only if it is.
-- **—**: the format has no such thing.
+- **Kept**: the output has what the input has. Metadata are copied as bytes, so text in any encoding, maker
+  notes, unknown tags and long texts stay unchanged.
+- **Converted**: the output has the same content in another form.
+- **Refused**: a one-line message says what the file is and how to convert it. The other files are restored,
+  and the exit status is 1. A file is called damaged only if it is.
+- **—**: does not exist in this format.
 
 Outputs are stored in the orientation of the inputs, so that all sizes, orientations and pointers in their
-metadata stay valid; the network sees the image upright. Recorded sizes that were wrong are corrected.
-Previews inside the metadata (EXIF, Photoshop) show the hazy image and are removed. What else an output lacks
-(a gain map, depth map, video or anything else behind a JPEG, content credentials, Photoshop layers, reduced
-copies in a TIFF) is reported by name when the file is restored. The maker notes of a TIFF move within the
-file: some makers' notes hold absolute positions, which only their own software follows.
+metadata stay valid; the network sees the image upright. Wrong sizes in the metadata are corrected. Previews
+in the metadata (EXIF, Photoshop) show the hazy image and are removed. Anything else that an output lacks (a
+gain map, depth map, video or other data after a JPEG, content credentials, Photoshop layers, reduced copies
+in a TIFF) is reported by name when the file is restored. The maker notes of a TIFF move within the file;
+some hold absolute positions, which only the maker's own software follows.
 """
 _EXIF = b"Exif\0\0"
 _ICC = b"a profile, which nobody parses" * 9
