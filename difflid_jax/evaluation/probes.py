@@ -1,12 +1,12 @@
 """What a diffusion prior knows about photographs and haze: the claims of the paper's Sec. 4.1 as numbers.
 
-Figs. 1 and 7 show that at a small timestep the h-spaces of a hazy image and its clean partner are close, and
-those of different scenes apart; at a larger one hazy and clean images are apart in every scene. The
-first is measured by distances and by retrieval, the second by the accuracy of a linear probe.
+In Figs. 1 and 7, at a small timestep, the h-spaces of a hazy image and its clean partner are close and those
+of different scenes are apart. At a larger timestep, hazy and clean images are apart in every scene. Distances
+and retrieval measure the first, the accuracy of a linear probe the second.
 
-Features are a layer's outputs averaged over positions. Every image has its own noise, a hazy one other noise
-than its clean partner, as when two images are restored. With equal noise, partners would be alike at any
-timestep, and the paper's third finding, that too much noise leaves neither content nor haze, would not show.
+Features are a layer's outputs averaged over positions. Every image, partners included, has its own noise, as
+when two images are restored. With equal noise, partners would be alike at any timestep, and the paper's third
+finding, that too much noise leaves neither content nor haze, would not show.
 """
 
 from collections.abc import Collection, Sequence

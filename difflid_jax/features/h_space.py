@@ -5,7 +5,7 @@ the encoder and the middle block; the decoder, more than half of the work, is no
 
 Timesteps: t = 0 means x_0 = x, without noise, and timestep 0 for the U-Net (the paper's x_0); t ≥ 1 means
 x_t of Eq. 2 with ᾱ = alphas_cumprod[t], counted from 0. With `noise_at_zero`, as in the released code, the
-noise of step 0 is added at t = 0, too.
+noise of step 0 is also added at t = 0.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The network of the authors' PyTorch release, which is not the paper's: converts and runs its checkpoints.
+"""The network of the authors' PyTorch release, which is not the paper's, to convert and run its checkpoints.
 
 Reference: DiffLI2D, CIM and HAE in models/net.py of aaaasan111/difflid (754,633 parameters). It differs from
 the paper (network/difflid.py) in that
@@ -9,8 +9,8 @@ the paper (network/difflid.py) in that
 - HAE max-pools the map to F's size and predicts γ and β with 3×3 convolutions;
 - all levels have the same width; average pooling goes down, 2×2 transposed convolutions go up.
 
-The release's nearest ×2 enlargement in HAE followed by a 1×1 convolution of stride 2 is a plain 1×1
-convolution.
+In HAE the release enlarges by nearest ×2 and then applies a 1×1 convolution of stride 2. That equals a plain
+1×1 convolution.
 """
 
 import dataclasses

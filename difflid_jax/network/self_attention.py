@@ -3,7 +3,7 @@
 The paper replaces each module by "self-attention with a similar number of parameters" and gives no details.
 This is our reading: queries from F at its resolution, keys and values from F average-pooled to the grid of h
 (over all 16,384 positions of a 128 px crop the scores alone would take 1 GiB per head), and an inner width
-chosen so that the parameters equal those of the module replaced. It uses nothing of h but its grid.
+chosen so that the parameters equal those of the module replaced. Only the grid of h is used.
 """
 
 from flax import nnx

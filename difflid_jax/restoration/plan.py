@@ -3,9 +3,9 @@
 The network needs sides that are multiples of its stride (8 px for four levels), the frozen model sides that
 are multiples of its own (32 px for ImageNet-256). The image is padded for the network only, by at most
 stride − 1 pixels a side. The frozen model sees a *view*: the real pixels, resized to the nearest size that
-fits, so that nothing but the image enters the features; nor does padding enter the channel gates (see
-`HazeAwareEnhancement`). Sizes are therefore never rounded up to share compiled programs: each size has
-its own program, and its scores do not depend on what else is restored.
+fits. Padding thus enters neither the features nor the channel gates (see `HazeAwareEnhancement`). Sizes are
+never rounded up to share compiled programs: each size has its own program, and its scores do not depend on
+what else is restored.
 """
 
 import dataclasses

@@ -4,9 +4,9 @@
     clean = restorer(image)                     # PIL image or array; returns the same kind
 
 An image of up to about 0.5 megapixel is restored in one piece, as in training's evaluation. A larger one is
-first seen as a whole at that size (`tiles.WORKING_PIXELS`, area averages): this gives the feature maps and
-the channel gates (Eq. 8), the only things in the network that depend on the whole image. Its full size is
-then restored in tiles with these, so that tiles agree, and the cost grows with the pixels (`plan.py`).
+first reduced to that size (`tiles.WORKING_PIXELS`, area averages), for the feature maps and the channel
+gates (Eq. 8): nothing else in the network depends on the whole image. It is then restored in tiles at full
+size with these maps and gates, so that tiles agree and the cost grows with the pixels (`plan.py`).
 """
 
 import dataclasses

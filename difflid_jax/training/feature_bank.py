@@ -1,8 +1,8 @@
-"""The features of whole images, computed once and kept: a step then costs the network alone.
+"""The features of whole images, computed once and kept, so that a step costs the network alone.
 
-Where the hazy images are fixed and every crop has the features of its whole image (`data.view`), the frozen
-encoder sees the same images again and again. The bank holds what it gives for every image, mirrored or not,
-with each of a few noises; a crop draws one of them. An uncached run draws new noise for every crop.
+If the hazy images are fixed and every crop has the features of its whole image (`data.view`), the frozen
+encoder sees the same images again and again. The bank holds its features for every image and its mirror
+image, with each of a few noises; a crop draws one of them. An uncached run draws new noise for every crop.
 
 Files: FOLDER/KEY/N.npy for `_CHUNK` elements each. The key covers images, weights, spec and seed. A file is
 complete or absent, so an interrupted computation resumes.

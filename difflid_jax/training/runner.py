@@ -32,9 +32,9 @@ class Task:
 
     params: initial ones. frozen: parameters of a frozen network on the mesh, the loss's second argument.
     arrays: shapes and types of an element's arrays, by name. data: 'train' and, if there are any,
-    'validation' and 'test'; open_cached opens the training data through a decoded cache in a folder, or without one (None).
-    multiple: the crop's side is a multiple of it. inputs: hashes of the other inputs that a resumed run must
-    find unchanged, as {'prior_sha256': …}. init: hash of the weights that it starts from.
+    'validation' and 'test'; open_cached opens the training data through a decoded cache in a folder, or
+    without one (None). multiple: the crop's side is a multiple of it. inputs: hashes of the other inputs that
+    a resumed run must find unchanged, as {'prior_sha256': …}. init: hash of the weights that it starts from.
     metric: the score that decides the best checkpoint, `highest` or lowest; uses_best: the final weights are
     its, not the last ones. evaluate: on the validation images, test: on the test images at the end, if any.
     save: (folder, params, step, test scores) writes the weights. summary: name → text, for the first lines.

@@ -1,4 +1,4 @@
-"""What every training run has, of a restorer or of a diffusion prior: images, batches, length, optimizer."""
+"""What every training run has, whether of a restorer or of a prior: images, batches, length, optimizer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

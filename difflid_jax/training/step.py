@@ -1,7 +1,7 @@
 """One compiled training step over pure state: loss, gradients, Adam, average, and the guard against NaN.
 
 A step is made from a loss, that of the restorer or of another task (`loss.py`). A frozen network is an
-argument of the step, not a part of its state, and no gradient is taken with respect to it.
+argument of the step, not part of its state, and gets no gradient.
 """
 
 import dataclasses

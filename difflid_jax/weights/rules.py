@@ -1,6 +1,6 @@
 """Maps other people's parameter names to ours, by a table that must account for every tensor.
 
-A rule pairs two name patterns: `{}` matches a number, `{*}` any dotted path, all else (dots too) itself.
+A rule pairs two name patterns: `{}` matches a number, `{*}` any dotted path, all else, dots included, itself.
 `map_tensors` uses every source tensor exactly once, unless it is listed as ignored, fills every target
 exactly once with its shape, and reports all failures in one error.
 """

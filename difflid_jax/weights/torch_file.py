@@ -1,9 +1,9 @@
 """Reads PyTorch's `.pt`, `.pth` and `.tar` files, and plain pickles of arrays, without PyTorch.
 
-Such a file holds a pickle that describes the tensors and the bytes of their storages: in a zip archive since
-PyTorch 1.6 (`<name>/data.pkl`, `<name>/data/<key>`), one after the other in a single file before. The pickle
-is never executed (`pickle_reader`); storages are memory-mapped, and every size in the file is checked against
-the file's length before an array is made.
+Such a file holds a pickle that describes the tensors, and the bytes of their storages. Since PyTorch 1.6 they
+are entries of a zip archive (`<name>/data.pkl`, `<name>/data/<key>`); before, they follow each other in a
+single file. The pickle is never executed (`pickle_reader`). Storages are memory-mapped, and every size in the
+file is checked against the file's length before an array is made.
 """
 
 import functools

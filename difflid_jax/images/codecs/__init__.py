@@ -1,10 +1,10 @@
 """Photographs as bytes: one module per format, each with `read` and `encode`.
 
-libvips (pyvips, LGPL; 18 MB installed) decodes and encodes PNG and TIFF at any bit depth; Pillow does JPEG,
+libvips (pyvips, LGPL; 18 MB installed) decodes and encodes PNG and TIFF at any bit depth. Pillow does JPEG,
 WebP and BMP, which hold 8 bits only, because its JPEG encoder takes the quantization tables of the file that
-was read. Metadata are copied as raw bytes, chunk by chunk, segment by segment and tag by tag:
-libvips keeps only some of them, Pillow re-encodes text and types, tifffile cannot write EXIF directories,
-and exiv2, which carries EXIF, IPTC and XMP only, is under the GPL and installs 49 MB.
+was read. Metadata are copied as raw bytes, chunk by chunk, segment by segment and tag by tag: libvips keeps
+only some of them, Pillow re-encodes text and types, tifffile cannot write EXIF directories, and exiv2, which
+carries EXIF, IPTC and XMP only, is under the GPL and installs 49 MB.
 """
 
 import io

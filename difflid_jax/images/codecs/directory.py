@@ -1,4 +1,4 @@
-"""Directories of tags in the layout of TIFF, which EXIF uses, too.
+"""Directories of tags in the layout of TIFF, which EXIF also uses.
 
 Values are read, changed in place and moved as bytes, so that text in any encoding, unusual types and unknown
 tags stay unchanged.
