@@ -95,16 +95,6 @@ def _idle_features(config: ConfigDict) -> Rules:
             "there are no regions; set config.data.region=(0.4, 1.0), or leave it out",
         ),
         (
-            config.data.haze.light == (1.0, 1.0),
-            ("data.haze.dim",),
-            "nothing is dimmed; set config.data.haze.light=(0.5, 1.0), or leave it out",
-        ),
-        (
-            config.data.haze.dim == 1,
-            ("data.haze.dim_after",),
-            "all crops are dimmed; set config.data.haze.dim=0.5, or leave it out",
-        ),
-        (
             config.data.region != (1.0, 1.0),
             ("features.cache",),
             "every crop has features of another region; set config.data.region=(1.0, 1.0), or leave it out",
@@ -162,6 +152,16 @@ def _idle_data(config: ConfigDict) -> Rules:
             "train" not in makes_haze,
             [f"data.haze.{name}" for name in _OF_TRAINING_HAZE],
             f"the training source {data.source!r} makes no haze; {remedy}",
+        ),
+        (
+            data.haze.light == (1.0, 1.0),
+            ("data.haze.dim",),
+            "nothing is dimmed; set config.data.haze.light=(0.5, 1.0), or leave it out",
+        ),
+        (
+            data.haze.dim == 1,
+            ("data.haze.dim_after",),
+            "all crops are dimmed; set config.data.haze.dim=0.5, or leave it out",
         ),
         (
             "train" in makes_haze,

@@ -119,6 +119,8 @@ def test_a_value_out_of_range_or_without_effect_is_named(field, value, message):
         ({"data.test_source": "rgbd", "data.haze.beta": (0.5, 1.0)}, None),
         ({"data.test_source": "rgbd", "data.haze.jpeg": (75, 98)}, "data.haze.jpeg"),
         ({"data.source": "rgbd", "data.haze.jpeg": (75, 98)}, None),
+        ({"data.source": "rgbd", "data.haze.dim": 0.5}, "data.haze.dim"),
+        ({"data.source": "rgbd", "data.haze.dim_after": 9}, "data.haze.dim_after"),
         ({"data.source": "rgbd", "data.sky": 2.0}, "data.sky"),
     ],
 )
