@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ml_collections import ConfigDict
 
 from difflid_jax.config import checks, identity, schema
-from difflid_jax.data.augment import RESIDE, CropSpec, HazeSpec
+from difflid_jax.data.augment import RESIDE, CropSpec, HazeSpec, check_seed
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.rgbd import FRAMES
 from difflid_jax.diffusion.unet import UNetSpec
@@ -65,7 +65,8 @@ class Source:
     @property
     def is_given(self) -> bool:
         """Whether there is something to open; the photographs of installed packages need no path."""
-        return bool(self.root) or (self.source == "photographs" and self.role != "validation")
+        carried = self.source == "photographs" and (self.role != "validation" or self.holdout > 0)
+        return bool(self.root) or carried
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class FeaturesSpec:
     cache: int = 0
 
     def __post_init__(self):
+        check_seed(self.noise_seed, "features.noise_seed")
         check_least("features.cache", self.cache, 0)
         check_choice("features.kind", self.kind, FEATURES)
         check_choice("features.dtype", self.dtype, ("auto", *_DTYPES))

@@ -14,6 +14,7 @@ from difflid_jax.config.experiment import Experiment, PriorExperiment, Source
 from difflid_jax.data.pipeline import Evaluation
 from difflid_jax.data.sources import DataSet, hold_out, open_data
 from difflid_jax.features.build import FrozenFeatures, build_features
+from difflid_jax.metrics.protocols import PROTOCOLS
 
 _WITHOUT_PRIOR = ("vgg16",)
 
@@ -95,12 +96,13 @@ def open_features(experiment: Experiment) -> FrozenFeatures:
 
 def _check_large_enough(experiment: Experiment, role: str, images: DataSet) -> None:
     """Raise ValueError for images that are too small to be scored, before a long run starts."""
-    least = experiment.evaluation.least_side
+    evaluation, least = experiment.evaluation, experiment.evaluation.least_side
+    helps = PROTOCOLS[evaluation.protocol].crop < least
     for name, positions in zip(images.names, images.elements, strict=True):
         height, width = images.store.shape(positions[0])[:2]
         if min(height, width) < least:
             raise ValueError(
                 f"config.data.{role}: {name} is {width}×{height}, and its scores need sides of at least "
                 f"{least}; leave it out"
-                + (" or the LPIPS (config.evaluation.lpips=False)" if experiment.evaluation.lpips else "")
+                + (" or the LPIPS (config.evaluation.lpips=False)" if evaluation.lpips and helps else "")
             )

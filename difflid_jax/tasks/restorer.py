@@ -136,7 +136,7 @@ def _save(
         "restorer",
         store.tensors_of(network),
         network.spec.to_dict(),
-        prior=prior if is_name else str(Path(prior).absolute()),
+        prior=prior if is_name else str(Path(prior).expanduser().absolute()),
         prior_sha256=features.sha256,
         features={"kind": experiment.features.kind, **experiment.features.h_space.to_dict()},
         noise_seed=experiment.features.noise_seed,

@@ -44,7 +44,8 @@ class EvaluationSpec:
     @property
     def least_side(self) -> int:
         """Side in pixels of the smallest image that can be scored."""
-        return LEAST_SIDE["alex"] if self.lpips else GAUSSIAN_SIZE
+        least = LEAST_SIDE["alex"] if self.lpips else GAUSSIAN_SIZE
+        return max(least, PROTOCOLS[self.protocol].crop)
 
 
 class Scorer:

@@ -54,6 +54,7 @@ def test_the_default_is_the_papers():
         ("features.layer", "bottom", "features.layer: expected middle, encoder:I, decoder:I"),
         ("features.times", (0, 1000), "features.times[1]: expected 0 to 999, found 1000"),
         ("features.times", (0,), "features.times: expected a list of 2 numbers"),
+        ("features.noise_seed", -1, "features.noise_seed: expected 0 to 2³²−1, found -1"),
         ("features.side", -1, "features.side: expected 0 to"),
         ("features.dtype", "float16", "features.dtype: expected one of auto"),
         ("network.preset", "wide", "network.preset: expected one of"),
@@ -174,6 +175,8 @@ def test_the_roles_inherit_what_they_do_not_say():
 def test_a_holdout_is_validated_on_in_place_of_a_validation_set():
     run = experiment.resolve(changed(schema.default(), {"data.train": "ITS", "data.holdout": 35, "seed": 7}))
     assert (run.validation.root, run.validation.holdout, run.validation.seed) == ("ITS", 35, 7)
+    carried = experiment.resolve(changed(schema.default(), {"data.source": "photographs", "data.holdout": 2}))
+    assert carried.validation.is_given
     fields = {"data.holdout": 35, "data.validation": "V"}
     with pytest.raises(ValueError, match=r"config.data.validation has no effect: .*holdout"):
         experiment.resolve(changed(schema.default(), fields))
