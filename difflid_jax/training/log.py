@@ -30,6 +30,7 @@ METRICS = "metrics.jsonl"
 class RunLog:
     """The log of a run that starts or resumes at `first_step`; silent unless `primary`.
 
+    evaluated: the last step of which the checkpoint that it resumes from has an evaluation.
     A file that cannot be written (a full disk) raises an OSError at once that names it.
     """
 
@@ -39,6 +40,7 @@ class RunLog:
         *,
         first_step: int,
         total_steps: int,
+        evaluated: int = -1,
         tensorboard: bool = True,
         primary: bool = True,
     ):
@@ -49,7 +51,7 @@ class RunLog:
         )
         if not primary:
             return
-        take_back(workdir / METRICS, first_step)
+        take_back(workdir / METRICS, first_step, evaluated)
         self._file = (workdir / METRICS).open("a")
         if tensorboard:
             self._board = _Board(workdir / "tensorboard", first_step)
@@ -149,14 +151,19 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, reason, str(path)) from error
 
 
-def take_back(path: Path, step: int) -> None:
-    """Remove lines of steps after `step` from a metrics file, and an incomplete last line."""
+def take_back(path: Path, step: int, evaluated: int) -> None:
+    """Remove lines of steps after `step` from a metrics file, and an incomplete last line.
+
+    Also the validation of `step` itself, which is repeated unless it is the step `evaluated`.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            found = json.loads(line)
+            repeated = found["step"] == step != evaluated and found["kind"] == "validation"
+            if found["step"] <= step and not repeated:
                 kept.append(line + "\n")
         except ValueError:
             continue

@@ -73,9 +73,7 @@ def run(program: str, spec: RunSpec, prepare: Callable[[Mesh, bool], Task], fold
     if workdir.is_finished(folder, spec.ending):
         _say(f"{program}: the run in {folder} is finished; its weights are in {folder / workdir.WEIGHTS}")
         return 0
-    resuming = workdir.has_checkpoints(folder)
-    if resuming:
-        workdir.check_same_run(folder, spec.differences)
+    resuming = workdir.is_resumed(folder, spec.differences)
     mesh = parallel.make_mesh()
     parallel.check_batch_size(mesh, spec.batch_size)
     task = prepare(mesh, resuming)
@@ -138,6 +136,7 @@ def _train(
         folder,
         first_step=int(state.step),
         total_steps=spec.total_steps(task.elements),
+        evaluated=meta.get("evaluated", -1),
         tensorboard=spec.tensorboard,
         primary=jax.process_index() == 0,
     )

@@ -78,6 +78,22 @@ def has_checkpoints(workdir: Path) -> bool:
     return any(name.isdecimal() for name in names)
 
 
+def is_resumed(workdir: Path, differences: Callable[[str], list[str]]) -> bool:
+    """Whether there is a run to resume; `differences` as for `check_same_run`.
+
+    Raises ValueError if it has another config, or if it left weights that a new run would replace.
+    """
+    if has_checkpoints(workdir):
+        check_same_run(workdir, differences)
+        return True
+    if (workdir / WEIGHTS).exists():
+        raise ValueError(
+            f"--workdir: {workdir} holds weights that a new run would replace, and no checkpoints to resume; "
+            "give another workdir"
+        )
+    return False
+
+
 @contextlib.contextmanager
 def restored_on_refusal(folder: Path) -> Iterator[None]:
     """If the body raises ValueError or OSError, remove `folder` and its parents that did not exist before."""
@@ -109,12 +125,15 @@ def finish(workdir: Path, ending: Mapping[str, Any]) -> None:
 
 
 def is_finished(workdir: Path, ending: Mapping[str, Any]) -> bool:
-    """Whether the workdir holds weights of a run that has done all that is asked for."""
+    """Whether the workdir holds weights of a run that has done all that is asked for.
+
+    What an older version did not record counts as equal.
+    """
     try:
         done = json.loads((workdir / _FINISHED).read_text())
     except (OSError, ValueError):
         return False
-    return done == ending and (workdir / WEIGHTS).is_dir()
+    return bool(done) and ending | done == ending and (workdir / WEIGHTS).is_dir()
 
 
 def _size(folder: Path) -> int:

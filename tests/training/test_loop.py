@@ -58,8 +58,9 @@ def train(workdir, *, poison=range(0), evaluate=None, batches=None, metric="psnr
     if (restored := checkpoints.restore_latest(state)) is not None:
         state, meta, batches.next = restored.state, restored.meta, restored.data["next"]
     log = RunLog(
-        workdir, first_step=int(state.step), total_steps=spec.steps, tensorboard=False, primary=not silent
-    )
+        workdir, first_step=int(state.step), total_steps=spec.steps, evaluated=meta.get("evaluated", -1),
+        tensorboard=False, primary=not silent,
+    )  # fmt: skip
     try:
         with Interruption() as interruption:
             outcome = run(

@@ -35,7 +35,9 @@ def test_a_run_leaves_what_the_next_programs_need(tiny, undisturbed):
     assert len(list((undisturbed / "sheets").glob("*.png"))) == 2
 
 
-def test_a_finished_run_changes_nothing_unless_more_is_asked_for(tiny, undisturbed, tmp_path, capsys):
+def test_a_finished_run_changes_nothing_unless_more_is_asked_for(
+    tiny, undisturbed, tmp_path, capsys, monkeypatch
+):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
 
@@ -47,12 +49,20 @@ def test_a_finished_run_changes_nothing_unless_more_is_asked_for(tiny, undisturb
     assert state() == before
     assert f"the run in {workdir} is finished; its weights are in" in capsys.readouterr().err
     # A test set is more: it is reported and scored, and nothing else happens.
-    assert tiny.train(workdir, f"--config.data.test={tiny.prior.parent / 'validation'}") == 0
+    monkeypatch.setenv("HOME", str(tiny.prior.parent))
+    given = (f"--config.data.test={tiny.prior.parent / 'validation'}", "--config.prior=~/prior")
+    assert tiny.train(workdir, *given) == 0
+    assert store.read(workdir / "weights", "restorer").metadata["prior"] == str(tiny.prior)
     assert "warning: 3 of 3 test images are also validation images" in capsys.readouterr().err
     (line,) = tiny.lines(workdir, "test")
     assert line["step"] == store.read(workdir / "weights", "restorer").metadata["step"]
     assert len(tiny.lines(workdir, "train")) == 12
     with pytest.raises(ValueError, match=r"holds the run of another config: config\.seed is 1, was 0"):
+        tiny.train(workdir, "--config.seed=1")
+    with pytest.raises(ValueError, match="the data set is not that of the checkpoint"):
+        tiny.train(workdir, f"--config.data.train={tiny.prior.parent / 'validation'}")
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(ValueError, match=r"holds weights that a new run would replace, and no checkpoints"):
         tiny.train(workdir, "--config.seed=1")
 
 
@@ -166,6 +176,7 @@ def test_a_damaged_image_is_named_before_the_first_step(tiny, tmp_path, role):
         ("--config.init=haze", r"config\.init: .*haze.* the config asks for"),
         ("--config.network.widths=(8,17)", "config.network.widths"),
         ("--config.evaluation.lpips=True", "config.data.validation: .* is 28×24, .* at least 31; leave"),
+        ("--config.evaluation.protocol=release_crops", "config.data.validation: .* at least 128; leave it"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, flag, message):

@@ -53,7 +53,7 @@ def test_another_config_is_refused_by_its_fields(tmp_path):
     config.seed = 7
     other = experiment.resolve(config).differences
     with pytest.raises(ValueError, match=r"holds the run of another config: config\.seed is 7, was 0\. Give"):
-        workdir.check_same_run(tmp_path, other)
+        workdir.is_resumed(tmp_path, other)
     (tmp_path / workdir.CONFIG).write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
         workdir.check_same_run(tmp_path, other)
@@ -67,16 +67,20 @@ def test_a_run_is_finished_if_it_has_done_what_is_asked_for(tmp_path):
     (tmp_path / workdir.WEIGHTS).mkdir()
     assert workdir.is_finished(tmp_path, asked)
     assert not workdir.is_finished(tmp_path, asked | {"data.test": "SOTS"})
+    assert workdir.is_finished(tmp_path, asked | {"prior": "P"})  # which an older version did not record
     workdir.begin(tmp_path, {})
     assert not workdir.is_finished(tmp_path, asked)
 
 
 def test_lines_after_the_checkpoint_and_a_cut_one_are_taken_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 5, "loss": 1}\n{"step": 10, "loss": 2}\n{"step": 15, "loss": 3}\n{"step": 1')
-    take_back(path, 10)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10]
-    take_back(tmp_path / "none", 10)
+    lines = [{"kind": kind, "step": step} for step in (5, 10, 15) for kind in ("train", "validation")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "train", "step": 1')
+    take_back(path, 10, 10)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:4]
+    take_back(path, 10, 5)  # killed before a checkpoint had the evaluation of step 10
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:3]
+    take_back(tmp_path / "none", 10, -1)
 
 
 def test_a_log_of_all_kinds(tmp_path):
