@@ -59,7 +59,7 @@ def rows(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_decoders_are_trained_on_clean_images_tested_on_both_and_kept(run, tmp_path, capsys):
+def test_decoders_are_trained_on_clean_images_tested_on_both_and_kept(run, weights, tmp_path, capsys):
     more = ("--train_ids=6-9", "--steps=3", "--batch_size=2", "--width=16")
     assert run("decoders", *more) == 0
     output = tmp_path / "out"
@@ -81,6 +81,13 @@ def test_decoders_are_trained_on_clean_images_tested_on_both_and_kept(run, tmp_p
     assert len(rows(output / "decoders.csv")) == 3
     with pytest.raises(ValueError, match="holds the run of another config"):
         run("decoders", *more, "--steps=4")
+    with pytest.raises(ValueError, match="the data set is not that of the checkpoint"):
+        run("decoders", *more, "--train_ids=7-9")
+    other = store.read(weights, "unet")
+    changed = {name: tensor * 2 for name, tensor in other.tensors.items()}
+    store.save(tmp_path / "other", "unet", changed, other.architecture)
+    with pytest.raises(ValueError, match="the run was started with the weights"):
+        run("decoders", *more, f"--weights={tmp_path / 'other'}")
     with pytest.raises(UsageError, match="2 images are both trained on and tested on"):
         run("decoders", "--train_ids=5-6")
     with pytest.raises(UsageError, match="give --train or --train_ids"):
@@ -123,6 +130,7 @@ def test_t_sne_shows_h_space_its_control_and_the_images(run, tmp_path):
         (("probes",), "name one study, decoders, tsne, probe; found probes"),
         (("tsne", "--times=0,1000"), "timesteps from 0 to 999"),
         (("tsne", "--layer=output"), "random weights; choose another layer"),
+        (("tsne", "--frame=oval"), "frame: expected one of nyu_mirrored, nyu, whole, found 'oval'"),
         (("tsne", "--side=9"), "side: expected a multiple of 2, found 9"),
         (("probe", "--limit=4"), "4 scenes; this study needs 5 or more"),
     ],

@@ -127,6 +127,7 @@ def open_data(
     """
     root, report = os.path.expanduser(os.fspath(root)), None
     _check_source(source, root, ids)
+    check_choice("frame", frame, rgbd.FRAMES)
     if source == "folders":
         items, elements, names, report = _paired(root, dataset, split, allow_missing, thorough, progress)
     elif source == "tfds":

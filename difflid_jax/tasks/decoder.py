@@ -1,7 +1,7 @@
 """The training of a decoder D_t of h-space (Eq. 5, Fig. 2) on clean images alone, and what it decodes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,8 @@ def experiment(
 
 def train(run: DecoderExperiment, prior: Prior, images: DataSet, folder: Path) -> int:
     """Train a decoder in a run directory, on images alone; return the exit status. See `runner.run`."""
+    inputs = {"prior_sha256": prior.sha256, "images": images.fingerprint}
+    run = replace(run, ending=run.ending | inputs)
     return runner.run("study", run, lambda mesh, resuming: _prepare(run, prior, images), folder)
 
 
