@@ -122,8 +122,8 @@ def _paths(options: flags.FlagValues) -> dict[str, list[str]]:
     paths = {}
     for text in options.data:
         column, equals, given = text.partition("=")
-        if not equals:
-            raise UsageError(f"--data: expected COLUMN=PATH, found {text!r}")
+        if not equals or given.count(",") > 1:
+            raise UsageError(f"--data: expected COLUMN=TRAIN,TEST or COLUMN=PATH, found {text!r}")
         paths[column] = given.split(",")
     return paths
 
@@ -175,20 +175,20 @@ def _run_all(
 ) -> int:
     from difflid_jax.exhibits import report
 
-    failed = 0
+    failed = []
     for number, (item, command) in enumerate(zip(planned, commands, strict=True), 1):
-        if not report.collect(workdir, [item]):
-            print(f"[{number}/{len(planned)}] {item.folder}: {shlex.join(command[2:])}", file=sys.stderr)
-            status = _call(command)
-            if status > 128:
-                print("reproduce: interrupted; the same command resumes", file=sys.stderr)
-                return status
-            failed += status != 0
-        outcomes = report.collect(workdir, planned)
+        # Finished or not: `train` leaves a finished run as it is, and refuses one of another budget or prior.
+        print(f"[{number}/{len(planned)}] {item.folder}: {shlex.join(command[2:])}", file=sys.stderr)
+        status = _call(command)
+        if status > 128:
+            print("reproduce: interrupted; the same command resumes", file=sys.stderr)
+            return status
+        failed += [item] * (status != 0)
+        outcomes = report.collect(workdir, [run for run in planned if run not in failed])
         page = report.write(output, options.exhibit, options.budget, planned, outcomes)
     print(page.read_text())
     if failed:
-        print(f"reproduce: {failed} of {len(planned)} runs failed", file=sys.stderr)
+        print(f"reproduce: {len(failed)} of {len(planned)} runs failed", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -109,8 +109,24 @@ def test_what_is_missing_is_named_before_anything_is_run(tmp_path):
         reproduce._command(resnet, tmp_path, options("--data=nyu=N"))
     with pytest.raises(UsageError, match="--rows: expected some of"):
         reproduce._chosen(runs("table2", "laptop", 1), ["half"])
+    with pytest.raises(UsageError, match="expected COLUMN=TRAIN,TEST or"):
+        reproduce._paths(options("--data=nyu=A,B,C"))
     (point,) = reproduce._chosen(runs("figure8", "laptop", 1), options("--rows=0_300").rows)
     assert point.row == "0,300"
+
+
+def test_a_run_of_another_budget_in_its_workdir_is_not_taken_for_it(tmp_path, monkeypatch):
+    """Column lol_v1 belongs to both budgets; `train` refuses the config of the other."""
+    planned = [run for run in runs("table4", "paper", 1) if run.column == "lol_v1"]
+    for run, psnr in zip(planned, (15.0, 16.0), strict=True):
+        folder, tensors = tmp_path / run.folder / "weights", {"x": np.ones(1, np.float32)}
+        store.save(folder, "restorer", tensors, {}, scores={"psnr": psnr})
+    monkeypatch.setattr(reproduce, "_call", lambda command: 2 if "random-0" in command[3] else 0)
+    given = options(*PATHS, "--exhibit=table4", "--budget=paper")
+    commands = [reproduce._command(run, tmp_path, given) for run in planned]
+    assert reproduce._run_all(planned, commands, tmp_path, tmp_path, given) == 1
+    table = (tmp_path / "table4.csv").read_text()
+    assert table.count("\n") == 2 and ",full,0,16.0" in table
 
 
 def test_the_page_gives_ours_the_papers_and_the_differences(tmp_path):
