@@ -18,6 +18,7 @@ def test_tiffs_of_other_layouts_are_read_as_they_look():
     planar = decode_photo(tiff(colour.transpose(2, 0, 1), planarconfig="separate", compression="zlib"), "in")
     palette = decode_photo(saved(Image.fromarray(scene(3)).quantize(16), "TIFF"), "in")
     bits = decode_photo(saved(Image.fromarray(scene(3)).convert("1"), "TIFF", compression="group4"), "in")
+    greys = decode_photo(saved(Image.fromarray(scene(1)[..., 0]).convert("P"), "TIFF"), "in")
     jpeg = decode_photo(saved(scene(3), "TIFF", compression="jpeg", quality=100), "in")
     np.testing.assert_array_equal(inverted.pixels, grey)
     np.testing.assert_array_equal(again(inverted).pixels, grey)
@@ -26,6 +27,7 @@ def test_tiffs_of_other_layouts_are_read_as_they_look():
         palette.pixels, np.array(Image.fromarray(scene(3)).quantize(16).convert("RGB"))
     )
     np.testing.assert_array_equal(bits.pixels, np.array(Image.fromarray(scene(3)).convert("1").convert("L")))
+    np.testing.assert_array_equal(greys.pixels, scene(1).repeat(3, -1))
     # JPEG's own loss.
     assert np.abs(jpeg.pixels.astype(int) - scene(3)).max() < 30
 
@@ -95,6 +97,11 @@ def test_odd_tags_of_a_tiff_do_not_matter_for_its_pixels():
         photo = decode_photo(data[:position] + entry + data[position + 12 :], "in")
         np.testing.assert_array_equal(again(photo).pixels, scene(3))
         assert photo.notes == (("its damaged or unknown tags (1)",) if entry == unknown else ())
+    # Tags that all have the same value would take more memory than the file by their number.
+    tags = b"".join(struct.pack("<HHLL", 1000 + i, 1, 10_000, 0) for i in range(500))
+    shared = b"II*\0" + struct.pack("<LH", 8, 500) + tags + bytes(10_000)
+    with pytest.raises(ValueError, match="tags that share their values"):
+        decode_photo(shared, "in")
     # A link to nowhere behind the only directory.
     end = data.index(struct.pack("<H", len(tifffile.TiffFile(io.BytesIO(data)).pages[0].tags)), 8)
     link = end + 2 + 12 * int.from_bytes(data[end : end + 2], "little")

@@ -21,6 +21,9 @@ _NUMBER_BYTES = _TYPE_BYTES | {5: 4, 10: 4}
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _EXIF_HEADER = b"Exif\0\0"
 _MOST_ENTRIES = 4096
+# The values that a reader copies may take this many times the data: a directory may be read more than once,
+# and in an intact file no two values overlap.
+_MOST_READ = 8
 
 
 class Entry(NamedTuple):
@@ -66,11 +69,12 @@ class Reader:
         self.big = b"+" in start
         self._count, self._entry, self._offset = ("Q", "HHQ8s", "Q") if self.big else ("H", "HHL4s", "L")
         self.first = self._unpack(self._offset, 8 if self.big else 4)[0]
+        self._left = _MOST_READ * len(data)
 
     def read(self, offset: int) -> Directory:
         """The directory at `offset`; entries whose values lie outside the data are left out.
 
-        Raises ValueError or struct.error if there is none.
+        Raises ValueError or struct.error if there is none, or if its values overlap again and again.
         """
         count = self._unpack(self._count, offset)[0]
         if count > _MOST_ENTRIES:
@@ -85,6 +89,9 @@ class Reader:
             if size > len(inline):
                 at = struct.unpack(self.order + self._offset, inline)[0]
             if size and at + size <= len(self.data):
+                self._left -= size
+                if self._left < 0:
+                    raise ValueError("tags that share their values")
                 entries.setdefault(tag, Entry(kind, items, self._value(kind, at, size), at))
             else:
                 damaged += 1

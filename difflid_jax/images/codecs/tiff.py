@@ -8,6 +8,8 @@ import contextlib
 import struct
 from collections.abc import Iterable
 
+import numpy as np
+
 from difflid_jax.images.codecs import Decoded, Samples, Unsupported, check_size, directory, vips
 from difflid_jax.images.codecs.directory import Directory, Entry, Reader
 from difflid_jax.images.codecs.jpeg import without_previews
@@ -59,6 +61,9 @@ def read(data: bytes, max_pixels: int) -> Decoded:
     check_size(width, height, 4 * max_pixels // max(4, colours + len(extra)))
     # libtiff fails on tags that do not matter for the pixels, such as an unknown type or unit.
     samples = vips.decode(reader.keep_only(reader.first, _CODING), "tiffload_buffer")
+    if page.integer(_PHOTOMETRIC, 1) == 3:
+        # libvips reads a palette of greys as grey.
+        samples = np.broadcast_to(samples, (*samples.shape[:2], 3))
     if samples.shape != (height, width, colours + len(extra)):
         raise ValueError(f"expected {height}×{width}×{colours + len(extra)} samples, found {samples.shape}")
     if extra[:1] == (_ASSOCIATED,):
