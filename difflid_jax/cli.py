@@ -271,6 +271,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             f"--config={find_config(argument[9:])}" if argument.startswith("--config=") else argument
             for argument in before_separator
         ]
+        for i in range(1, len(found)):
+            if found[i - 1] == "--config":
+                found[i] = find_config(found[i])
         return flags.FLAGS([*found, *argv[len(found) :]])
     except _FLAG_ERRORS as error:
         print(f"{_program_name(argv)}: {one_line(error)} (--help lists the flags)", file=sys.stderr)

@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from difflid_jax.atomic import atomic_write
-from difflid_jax.cli import UsageError, definer, run
+from difflid_jax.cli import UsageError, definer, refuse_existing, run
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     path = Path(options.output)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"--output {path}: expected a file to write in an existing folder")
+    refuse_existing(path, options.overwrite)
     # Imported here so that --help does not wait for JAX to load.
     from difflid_jax.restoration.loading import load_restorer
     from difflid_jax.restoration.stablehlo import export_restorer

@@ -118,7 +118,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
     define("path", "output", None, "The .npz file to write.")
     define("list", "times", ["0", "500"], "Timesteps, from 0 (no noise) to 999.")
     define("string", "layer", "middle", "middle (the h-space), encoder:i, decoder:i or output.")
-    define("integer", "noise_seed", 0, "Seed of the noise.")
+    define("integer", "noise_seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
     define("bool", "noise_at_zero", False, "Add the noise of step 0 at timestep 0.")
     define(
         "integer",

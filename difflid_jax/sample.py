@@ -96,7 +96,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
     define("integer", "count", 16, "Number of samples.", lower_bound=1)
     define("integer", "batch_size", 16, "Samples drawn together.", lower_bound=1)
     define("integer", "size", 0, "Side of a sample in pixels; 0: the model's own.", lower_bound=0)
-    define("integer", "seed", 0, "Seed of all noise.")
+    define("integer", "seed", 0, "Seed of all noise.", lower_bound=0, upper_bound=2**32 - 1)
     define("list", "labels", [], "Classes, repeated in order; empty: random ones.")
     define("bool", "overwrite", False, "Replace an existing sheet.")
     return values

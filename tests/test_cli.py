@@ -76,6 +76,15 @@ def test_path_flags_expand_the_home_directory(monkeypatch):
     assert values.output == "/home/me/x"
 
 
+@pytest.mark.parametrize("given", [["--config=demo"], ["--config", "demo"]])
+def test_a_config_may_be_named_either_way(given, monkeypatch):
+    values = flags.FlagValues()
+    cli.definer(values)("string", "config", "", "")
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    assert cli._parse_flags(["program", *given, "--", "--config"]) == ["program", "--config"]
+    assert values.config.endswith("configs/demo.py")
+
+
 def test_an_unknown_home_directory_is_refused(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)

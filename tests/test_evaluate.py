@@ -21,6 +21,7 @@ from convert_weights.peers import convert
 from difflid_jax import evaluate as program
 from difflid_jax.config import identity, schema
 from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.evaluation import tables
 from difflid_jax.evaluation.methods import load_methods
 from difflid_jax.features.h_space import HSpaceSpec
 from difflid_jax.images.files import read_image, write_png
@@ -177,6 +178,9 @@ def test_rows_of_the_same_method_are_told_apart(peers):
         load_methods([], [str(net), str(net)])
     with pytest.raises(ValueError, match="not among the methods identity"):
         load_methods(["identity"], [str(net)])
+    for names in (["x/1", "x 1"], ["comparison", "mine"]):  # each method's sheet is named after it
+        with pytest.raises(ValueError, match=r"scores\..*\.png: two sheets would have this name"):
+            tables.paths(Path("scores.json"), names)
 
 
 def test_a_set_that_is_not_whole_is_scored_only_on_request_and_said_so(folders, pairs_flags, capsys):

@@ -141,12 +141,13 @@ def test_the_program_refuses_what_cannot_be(weights, image, tmp_path):
         ([good, f"--weights={weights}", "--output=x.npy"], "ends in .npz"),
         ([good, f"--weights={weights}", output, "--times=0,x"], "integers separated by commas"),
         ([good, f"--weights={weights}", output, "--times=-1"], "expected 0 to 999"),
+        ([good, f"--weights={weights}", output, f"--noise_seed={2**64}"], "noise_seed"),
         ([good, other, f"--weights={weights}", output], "has the same name, a.png"),
         ([tmp_path / "empty", f"--weights={weights}", output], "found none"),
         ([good, f"--weights={tmp_path}", output], "shipped weights"),
         ([bad, f"--weights={weights}", output], "none of the images could be read"),
     ]:
-        with pytest.raises((UsageError, ValueError, OSError), match=says):
+        with pytest.raises((UsageError, ValueError, OSError, flags.Error), match=says):
             run(*arguments)
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.glob(".*"))
 

@@ -84,11 +84,12 @@ def test_requests_that_cannot_be_met_are_refused(weights, tmp_path):
         ([plain, "--output=x.jpg"], "ends in .png"),
         ([f"--weights={weights['encoder']}", output], "--part all"),
         ([plain, output, "--steps=1001"], "expected 1 to 1000"),
+        ([plain, output, f"--seed={2**64}"], "seed"),
         ([plain, output, "--labels=1"], "not class-conditional"),
         ([f"--weights={weights['classes']}", output, "--labels=3"], "expected 0 to 2"),
         ([f"--weights={weights['classes']}", output, "--labels=cat"], "integers separated by commas"),
     ]:
-        with pytest.raises((UsageError, ValueError), match=says):
+        with pytest.raises((UsageError, ValueError, flags.Error), match=says):
             run(*arguments)
     assert list(tmp_path.iterdir()) == []
 

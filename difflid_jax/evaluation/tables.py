@@ -121,10 +121,15 @@ def device() -> str:
 
 
 def paths(output: Path, methods: Sequence[str]) -> list[Path]:
-    """The files of `write`: OUTPUT.json, OUTPUT.csv, a sheet per method, one that compares several."""
+    """The files of `write`: OUTPUT.json, OUTPUT.csv, a sheet per method, one that compares several.
+
+    Raises ValueError if two methods would have one sheet.
+    """
     names = [re.sub(r"[^\w.-]+", "_", method).strip("_.") for method in methods]
     sheets = [output.with_suffix(f".{name}.png") for name in names]
     comparison = [output.with_suffix(".comparison.png")] if len(methods) > 1 else []
+    if twice := [path for path in sheets if [*sheets, *comparison].count(path) > 1]:
+        raise ValueError(f"{twice[0]}: two sheets would have this name; rename one (--weights=LABEL=FOLDER)")
     return [output, output.with_suffix(".csv"), *sheets, *comparison]
 
 
