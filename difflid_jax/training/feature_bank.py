@@ -60,6 +60,14 @@ class FeatureBank:
         """The file of a chunk: (elements, mirrored or not, contents + noises, H', W', C')."""
         return self.folder / f"{chunk}.npy"
 
+    def has(self, chunk: int) -> bool:
+        """Whether the file of a chunk is there and as long as its header says."""
+        try:
+            np.load(self.path(chunk), mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
+
     def nbytes(self, elements: int) -> int:
         """Bytes of the features of this many elements."""
         values = 2 * (self.contents + self.noises) * math.prod(self.shape)
@@ -92,7 +100,7 @@ def keep_features(
     chunks = range(-(-len(data) // _CHUNK))
     own = chunks[jax.process_index() :: jax.process_count()]
     for share in (own, chunks):  # all: those of processes that write into folders of their own
-        missing = [chunk for chunk in share if not bank.path(chunk).is_file()]
+        missing = [chunk for chunk in share if not bank.has(chunk)]
         _check_room(bank, min(len(missing) * _CHUNK, len(data)))
         for chunk in tqdm(missing, "features of images", unit="file", disable=not missing):
             elements = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(data)))
