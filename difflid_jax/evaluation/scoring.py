@@ -168,7 +168,7 @@ class _Share:
         bar = tqdm(images, self.method, len(images), unit="image", file=sys.stderr, disable=quiet)
         stream = (self._restored(image) for image in bar)
         scores = measure_all(stream, self.protocol, batch_size=batch_size, lpips=lpips)
-        return [row | {"scores": scores[str(row["index"])] | row["scores"]} for row in self.rows]
+        return [row | {"scores": scores[row["key"]] | row["scores"]} for row in self.rows]
 
     def _restored(self, image: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
         index, name = int(image["index"]), f"{self.method}, image {image['name']!r}"
@@ -193,7 +193,9 @@ class _Share:
                 "(evaluate --tile=auto) or use a larger device"
             ) from error
         restored = _checked(restored, clean.shape, name)
-        row = {"index": index, "name": image["name"], "seconds": seconds, "cold": cold, "scores": {}}
+        key = f"{image['name']} (number {index})"
+        row = {"index": index, "name": image["name"], "key": key, "seconds": seconds, "cold": cold}
+        row["scores"] = {}
         self.rows.append(row)
         prepared = np.asarray(prepare(restored[None], clean[None], self.protocol))
         if self.restores:
@@ -206,7 +208,7 @@ class _Share:
             self.features = [sums + more for sums, more in zip(self.features, added, strict=True)]
         if self.watch:
             self.watch(index, hazy, restored, clean)
-        return str(index), prepared[0], clean
+        return key, prepared[0], clean
 
 
 def _squared_error(prepared: Any, clean: np.ndarray) -> float:

@@ -56,7 +56,10 @@ def measure_all(
     for names, *both in equal_size_batches(examples, batch_size):
         fill = batch_size - len(names)
         prepared, clean = (np.stack(images + [images[-1]] * fill) for images in both)
-        scores = _measure(prepared, clean, protocol, lpips)
+        try:
+            scores = _measure(prepared, clean, protocol, lpips)
+        except ValueError as error:
+            raise ValueError(f"image {names[0]!r}: {error}") from error
         values = {metric: np.asarray(score, np.float64) for metric, score in scores.items()}
         for i, name in enumerate(names):
             if name in found:

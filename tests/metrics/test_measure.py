@@ -36,6 +36,8 @@ def test_a_restoration_of_another_size_is_refused_by_name():
     clean = np.zeros((20, 30, 3), np.float32)
     with pytest.raises(ValueError, match=r"'x\.png': the restored image is \(20, 29, 3\), but its ground"):
         measure_all([("x.png", clean[:, 1:], clean)])
+    with pytest.raises(ValueError, match=r"'y\.png': SSIM .* at least 11×11 pixels, found 8×30"):
+        measure_all([("x.png", clean, clean), ("y.png", clean[:8], clean[:8])])
     twice = [("x.png", clean, clean)] * 2
     with pytest.raises(ValueError, match=r"'x\.png' was scored twice"):
         measure_all(twice)
