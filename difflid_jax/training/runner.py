@@ -70,7 +70,9 @@ def run(program: str, spec: RunSpec, prepare: Callable[[Mesh, bool], Task], fold
     A finished run is left as it is. Raises ValueError or OSError for what cannot be trained, before anything
     is written.
     """
-    if workdir.is_finished(folder, spec.ending):
+    finished = workdir.is_finished(folder, spec.ending)
+    # As process 0 sees it, whose paths were recorded: those of others may differ.
+    if parallel.bytes_of_all_processes(bytes([finished]))[0] == b"\1":
         _say(f"{program}: the run in {folder} is finished; its weights are in {folder / workdir.WEIGHTS}")
         return 0
     resuming = workdir.is_resumed(folder, spec.differences)

@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 from flax import nnx
 
+from difflid_jax import parallel
 from difflid_jax.config import inputs
 from difflid_jax.tasks import restorer
 from difflid_jax.weights import store
@@ -47,7 +48,11 @@ def test_a_finished_run_changes_nothing_unless_more_is_asked_for(
     before = state()
     assert tiny.train(workdir, "--config.data.workers=1") == 0
     assert state() == before
-    assert f"the run in {workdir} is finished; its weights are in" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:  # another process, whose data are elsewhere
+        patch.setattr(parallel, "bytes_of_all_processes", lambda mine: [b"\1", mine])
+        assert tiny.train(workdir, "--config.data.train=/elsewhere") == 0
+    assert state() == before
+    assert capsys.readouterr().err.count(f"the run in {workdir} is finished; its weights are in") == 2
     # A test set is more: it is reported and scored, and nothing else happens.
     monkeypatch.setenv("HOME", str(tiny.prior.parent))
     given = (f"--config.data.test={tiny.prior.parent / 'validation'}", "--config.prior=~/prior")
