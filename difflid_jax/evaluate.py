@@ -146,6 +146,10 @@ def _check_combination(options: flags.FlagValues) -> None:
         raise UsageError("give either --data or --hazy and --clean, not both")
     if options.restored and (options.method or options.weights or options.results):
         raise UsageError("--restored is scored alone: leave out --method, --weights and --results")
+    if options.restored and (options.ensemble != "none" or options.noise_seeds > 1):
+        raise UsageError("--restored restores nothing: leave out --ensemble and --noise_seeds")
+    if options.dataset != "folders" and not options.data:
+        raise UsageError("--dataset is the layout of --data: leave it out")
     if options.output and not options.output.endswith(".json"):
         raise UsageError(f"--output: expected a name that ends in .json, found {options.output}")
     if not (options.clean or options.data or options.workdir or options.config):

@@ -350,6 +350,8 @@ def test_restored_images_must_be_as_many_as_hazy_ones(folders, pairs_flags):
         (["--method=identity", "--fid=nowhere"], "nowhere: expected"),
         (["--method=identity", "--data=elsewhere"], "not both"),
         (["--restored=x", "--method=identity"], "leave out --method"),
+        (["--restored=x", "--ensemble=flip"], "leave out --ensemble"),
+        (["--method=identity", "--dataset=its"], "--dataset is the layout of --data"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(arguments, said, pairs_flags, monkeypatch, tmp_path):
