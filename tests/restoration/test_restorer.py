@@ -190,7 +190,7 @@ def test_the_shipped_restorer_gives_what_it_gave():
     restored = load_restorer("haze").restore_array(hazy)
     before, after = (np.square(x - clean).mean() for x in (hazy, restored))
     assert after < before / 8
-    expected = [[0.38811, 0.23017, 0.16091], [0.61943, 0.1425, 0.14426], [0.52825, 0.48838, 0.4868]]
+    expected = [[0.36238, 0.20052, 0.12733], [0.61668, 0.1397, 0.13382], [0.58747, 0.55402, 0.55175]]
     np.testing.assert_allclose(restored[::100, 0], expected, atol=0.1 / 255)
 
 
