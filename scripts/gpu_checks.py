@@ -35,7 +35,9 @@ class Checks:
         self.start = jax.jit(
             lambda: initial_state(nnx.state(DiffLI2D(spec, rngs=nnx.Rngs(0))), optimizer, seed=0)
         )
-        step = make_step(restoration_loss(self.graph, self.features.apply), optimizer)
+        step = make_step(
+            restoration_loss(self.graph, self.features.apply, self.experiment.frequency_weight), optimizer
+        )
         self.step = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(self.mesh))
 
     def batches(self) -> Batches:

@@ -90,7 +90,7 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
     replicated = parallel.replicated(mesh)
     size = experiment.crop.size
     batch = jax.ShapeDtypeStruct((experiment.batch_size, size, size, 3), jnp.uint8)
-    step = make_step(restoration_loss(graph, features), optimizer)
+    step = make_step(restoration_loss(graph, features, experiment.frequency_weight), optimizer)
     lowered = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(
         shaped(state, lambda x: replicated),
         shaped(frozen, lambda x: parallel.frozen_format(mesh, x, fsdp=experiment.fsdp)),

@@ -104,6 +104,12 @@ class Experiment(RunSpec):
     network_dtype: str
     preset: str  # of the network's widths, '' for none
     evaluation: EvaluationSpec
+    frequency_weight: float  # see `training.loss.restoration_loss`
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.frequency_weight <= 1e6:
+            raise ValueError(f"frequency_weight: expected 0 to 1e+06, found {self.frequency_weight}")
 
     def network_on(self, feature_channels: int) -> NetworkSpec:
         """The network for features with this many channels."""
@@ -197,6 +203,7 @@ def resolve(config: ConfigDict) -> Experiment:
             ),
             network_dtype=network.dtype,
             preset=network.preset,
+            frequency_weight=config.frequency_weight,
             evaluation=EvaluationSpec(**config.evaluation.to_dict()),
         )
     checks.check_effects(config)

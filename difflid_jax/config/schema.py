@@ -18,6 +18,7 @@ def default() -> ConfigDict:
             "prior": "photos64",
             # Weights of a restorer of the same architecture to start from; '' for a random start.
             "init": "",
+            "frequency_weight": 0.0,  # of the L1 distance of Fourier transforms, added to Eq. 9
             "data": {
                 "dataset": "its",  # layout of the folders, one of data.pairing.layouts.LAYOUTS
                 "train": "",  # path of the training images

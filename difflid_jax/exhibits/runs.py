@@ -190,6 +190,7 @@ _EXHIBITS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
             "gated": _LEVELS_4,
             "gated_affine": (*_LEVELS_4, "--config.network.head=affine"),
             "patches": _PATCHES,
+            "patches_fft": (*_PATCHES, "--config.frequency_weight=0.1"),
             "patches_view": (*_PATCHES, "--config.data.view=True"),
             "patches_random": (*_PATCHES, *_RANDOM),
         },

@@ -57,7 +57,7 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
         evaluate = {role: scorer.on(evaluation) for role, evaluation in scored.items()}
     return Task(
         params=params,
-        loss=restoration_loss(graph, apply),
+        loss=restoration_loss(graph, apply, experiment.frequency_weight),
         arrays=_arrays(experiment, features),
         data={"train": images} | {role: evaluation.data for role, evaluation in scored.items()},
         open_cached=lambda cache: _open_cached(experiment, features, cache),

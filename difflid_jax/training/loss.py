@@ -12,13 +12,17 @@ from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.training.step import Loss
 
 
-def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
+def restoration_loss(network: nnx.GraphDef, features: Callable, frequency_weight: float = 0.0) -> Loss:
     """Eq. 9 for a batch {'hazy', 'clean'}, both uint8 (B,H,W,3).
 
     `network` is the graph of the restorer, whose parameters the loss receives; `features(frozen, x, key)`
     gives (h_content, h_haze) of hazy images x (B,H,W,3), float32 in [-1,1]. Crops with the features of whole
     images also have 'view', these images, or 'h_content' and 'h_haze', their features, and 'window' (B,4);
     see `data.augment.Augment`.
+
+    frequency_weight: of the L1 distance of the two images' Fourier transforms, not normalized, which is added
+    to Eq. 9 (Cho et al., Rethinking Coarse-to-Fine Approach in Single Image Deblurring, ICCV 2021, take
+    0.1).
     """
 
     def loss(params, frozen, batch, key):
@@ -34,6 +38,10 @@ def restoration_loss(network: nnx.GraphDef, features: Callable) -> Loss:
         restored = restored.astype(jnp.float32)
         # Image by image first: the sum is the same however the batch is split over devices.
         errors = jnp.mean(jnp.abs(restored - clean), axis=(1, 2, 3))
+        if frequency_weight:
+            spectrum = jnp.fft.rfft2(restored - clean, axes=(1, 2))
+            parts = jnp.stack([spectrum.real, spectrum.imag])
+            errors += frequency_weight * jnp.mean(jnp.abs(parts), axis=(0, 2, 3, 4))
         return jnp.mean(errors), {"psnr": _psnr(restored, clean)}
 
     return loss

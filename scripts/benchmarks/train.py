@@ -100,7 +100,10 @@ def measure(experiment: Experiment, preset: str, steps: int) -> Measured:
         def apply(frozen, x, key):
             return features.apply(parallel.gathered(mesh, frozen), x, key)
 
-        step = make_step(restoration_loss(graph, apply), optimizer)
+        def loss(features):
+            return restoration_loss(graph, features, experiment.frequency_weight)
+
+        step = make_step(loss(apply), optimizer)
         lowered = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh)).lower(
             state, frozen, batch
         )
@@ -113,7 +116,7 @@ def measure(experiment: Experiment, preset: str, steps: int) -> Measured:
 
         parts = [
             Part("input, one thread", _counted(batches.make)),
-            *_pieces(graph, apply, optimizer, holder[0], frozen, batch, mesh),
+            *_pieces(loss, apply, optimizer, holder[0], frozen, batch, mesh),
             Part("whole step", whole, throughput.flops(lowered)),
         ]
         measure_in_turns(parts, steps)
@@ -150,7 +153,7 @@ def _counted(make: Callable[[int], Any]) -> Callable[[], Any]:
     return lambda: make(next(numbers))
 
 
-def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> list[Part]:
+def _pieces(loss, apply, optimizer, state: TrainState, frozen, batch, mesh) -> list[Part]:
     """h-space; network forward and backward on given features; what is left of the step."""
     key = jax.random.key(0)
     signed = jax.jit(lambda x: x.astype(jnp.float32) / 127.5 - 1)(batch["hazy"])
@@ -162,7 +165,7 @@ def _pieces(graph, apply, optimizer, state: TrainState, frozen, batch, mesh) -> 
     def given(maps, x, key):
         return maps
 
-    differentiate = jax.grad(restoration_loss(graph, given), has_aux=True)
+    differentiate = jax.grad(loss(given), has_aux=True)
     gradients = compiled_part("network, forward and backward", differentiate, own.params, maps, batch, key)
     example = gradients.call()[0]
 

@@ -34,6 +34,7 @@ def test_the_default_is_the_papers():
     ("field", "value", "message"),
     [
         ("seed", -1, "seed: expected 0 to 2³²−1, found -1"),
+        ("frequency_weight", -0.1, "frequency_weight: expected 0 to 1e+06, found -0.1"),
         ("data.dataset", "reside", "data.dataset: expected one of its"),
         ("data.source", "web", "data.source: expected one of folders"),
         ("data.source", "images", "data.source: expected one of folders"),

@@ -39,7 +39,7 @@ def stepped(parts):
     return done, before, features.frozen
 
 
-def test_the_loss_is_equation_9_with_the_key_of_the_step(parts, stepped):
+def test_the_loss_is_equation_9_with_the_key_of_the_step_and_may_add_frequencies(parts, stepped):
     features, graph, params, batch = parts
     key = jax.random.fold_in(jax.random.key(5), 0)
     hazy, clean = (jnp.asarray(batch[name], jnp.float32) / 127.5 - 1 for name in ("hazy", "clean"))
@@ -50,6 +50,10 @@ def test_the_loss_is_equation_9_with_the_key_of_the_step(parts, stepped):
     error = (np.clip(restored, -1, 1) - clean) / 2
     psnr = np.mean(-10 * np.log10(np.mean(error**2, axis=(1, 2, 3))))
     assert float(metrics["psnr"]) == pytest.approx(psnr, rel=1e-5)
+    loss = jax.jit(restoration_loss(graph, features.apply, 0.1))(params, features.frozen, batch, key)[0]
+    spectrum = np.fft.rfft2(restored - clean, axes=(1, 2))
+    distance = (np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2
+    assert float(loss) == pytest.approx(np.abs(restored - clean).mean() + 0.1 * distance, rel=1e-5)
 
 
 def test_every_parameter_moves_and_the_frozen_network_does_not(parts, stepped):
