@@ -46,6 +46,7 @@ from difflid_jax.diffusion.unet import UNet, UNetSpec
 from difflid_jax.features.h_space import feature_channels, h_space
 from difflid_jax.features.prior import in_compute_dtype
 from difflid_jax.network.difflid import DiffLI2D
+from difflid_jax.tasks.restorer import make_network
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import initial_state, make_step
 from difflid_jax.weights import store
@@ -74,7 +75,7 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
     network_spec = experiment.network_on(feature_channels(unet, spec))
 
     def network() -> DiffLI2D:
-        return DiffLI2D(network_spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(0))
+        return make_network(network_spec, experiment)
 
     graph = nnx.graphdef(nnx.eval_shape(network))
     optimizer = experiment.optimizer(13_990)

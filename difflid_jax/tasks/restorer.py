@@ -78,12 +78,14 @@ def first_network(
     spec: NetworkSpec, experiment: Experiment, resuming: bool = False
 ) -> tuple[nnx.GraphDef, nnx.State, str]:
     """As `first_parameters`; a resumed run does not read `config.init` again."""
+    init = "" if resuming else experiment.init
+    return first_parameters(lambda: make_network(spec, experiment), spec, "restorer", init)
 
-    def make() -> DiffLI2D:
-        kind = DiffLI2DPlus if isinstance(spec, PlusSpec) else DiffLI2D
-        return kind(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
 
-    return first_parameters(make, spec, "restorer", "" if resuming else experiment.init)
+def make_network(spec: NetworkSpec, experiment: Experiment) -> DiffLI2D:
+    """The network of an experiment, with random parameters."""
+    kind = DiffLI2DPlus if isinstance(spec, PlusSpec) else DiffLI2D
+    return kind(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
 
 
 def _open_cached(experiment: Experiment, features: FrozenFeatures, cache: Path | None) -> DataSet:

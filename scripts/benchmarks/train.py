@@ -41,6 +41,7 @@ from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.features.h_space import feature_channels, h_space
 from difflid_jax.features.prior import in_compute_dtype
 from difflid_jax.network.difflid import DiffLI2D
+from difflid_jax.tasks.restorer import make_network
 from difflid_jax.training import loop, throughput
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.interruption import Interruption
@@ -79,7 +80,7 @@ def measure(experiment: Experiment, preset: str, steps: int) -> Measured:
     spec = experiment.network_on(features.channels)
 
     def network() -> DiffLI2D:
-        return DiffLI2D(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
+        return make_network(spec, experiment)
 
     graph = nnx.graphdef(nnx.eval_shape(network))
     optimizer = experiment.optimizer(13_990)
@@ -156,7 +157,8 @@ def _counted(make: Callable[[int], Any]) -> Callable[[], Any]:
 def _pieces(loss, apply, optimizer, state: TrainState, frozen, batch, mesh) -> list[Part]:
     """h-space; network forward and backward on given features; what is left of the step."""
     key = jax.random.key(0)
-    signed = jax.jit(lambda x: x.astype(jnp.float32) / 127.5 - 1)(batch["hazy"])
+    seen = batch.get("view", batch["hazy"])
+    signed = jax.jit(lambda x: x.astype(jnp.float32) / 127.5 - 1)(seen)
     # A copy, because the whole step reuses the buffers of the state it is given.
     own = jax.tree.map(jnp.copy, state)
     look = compiled_part("h-space", apply, frozen, signed, key)
