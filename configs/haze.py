@@ -25,8 +25,8 @@ Differences from the paper: the network (network/plus.py; patch 2, affine head, 
 1.42 M parameters); a prior of our own that sees every image at 64×64, the size it was trained at; t₂ = 300,
 where its features separate haze best; four cosines instead of halving; averaged weights.
 
-36,000 steps of 8 crops, as four cosines of 9,000: 71 minutes on two cores and 340 on one. Chosen on
-pairs of NYU ids 1300–1399, made so:
+36,000 steps of 8 crops, as four cosines of 9,000: the first took 71 minutes on two cores, the others 340 on
+one. Chosen on pairs of NYU ids 1300–1399, made so:
 
     S="python -m difflid_jax.synthesize --rgb=nyu_v2_labelled_train.tar --ids=1300-1399"
     $S --recipe=sots_indoor --output=A

@@ -40,8 +40,15 @@ FREE_FIELDS = (
 )
 
 # With the fingerprint, these decide what a finished run has done.
-_ENDING = ("prior", "data.train", "data.train_ids")
-_ENDING += ("data.test", "data.test_ids", "data.test_dataset", "data.test_source")
+_ENDING = (
+    "prior",
+    "data.train",
+    "data.train_ids",
+    "data.test",
+    "data.test_ids",
+    "data.test_dataset",
+    "data.test_source",
+)
 # Paths and settings that may differ between the processes of a run, because they depend on the machine.
 _OF_A_MACHINE = ("prior", "init", "data.train", "data.validation", "data.test", "data.workers", "data.cache")
 

@@ -148,7 +148,7 @@ def open_data(
     if cache is None:
         store = Undecoded(items, progress=progress)
     else:
-        store = open_cache(cache, items, keys, progress=progress)
+        store = open_cache(os.path.expanduser(cache), items, keys, progress=progress)
     _check_partners(items, store, elements)
     return DataSet(
         kind, store, np.asarray(elements), tuple(names), fingerprint(items, keys), tuple(keys), report

@@ -21,8 +21,7 @@ def restoration_loss(network: nnx.GraphDef, features: Callable, frequency_weight
     see `data.augment.Augment`.
 
     frequency_weight: of the L1 distance of the two images' Fourier transforms, not normalized, which is added
-    to Eq. 9 (Cho et al., Rethinking Coarse-to-Fine Approach in Single Image Deblurring, ICCV 2021, take
-    0.1).
+    to Eq. 9; Cho et al. (Rethinking Coarse-to-Fine Approach in Single Image Deblurring, ICCV 2021) take 0.1.
     """
 
     def loss(params, frozen, batch, key):
