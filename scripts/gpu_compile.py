@@ -43,10 +43,11 @@ from difflid_jax.config.experiment import Experiment
 from difflid_jax.diffusion.presets import PRESETS
 from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.diffusion.unet import UNet, UNetSpec
+from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.features.h_space import feature_channels, h_space
 from difflid_jax.features.prior import in_compute_dtype
 from difflid_jax.network.difflid import DiffLI2D
-from difflid_jax.tasks.restorer import make_network
+from difflid_jax.tasks.restorer import arrays_of, make_network
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import initial_state, make_step
 from difflid_jax.weights import store
@@ -72,7 +73,8 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
     unet = nnx.eval_shape(prior)
     schedule = Schedule.named(unet_spec.noise_schedule, unet_spec.diffusion_steps)
     unet_graph, frozen = nnx.split(unet)
-    network_spec = experiment.network_on(feature_channels(unet, spec))
+    channels = feature_channels(unet, spec)
+    network_spec = experiment.network_on(channels)
 
     def network() -> DiffLI2D:
         return make_network(network_spec, experiment)
@@ -81,7 +83,7 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
     optimizer = experiment.optimizer(13_990)
     state = jax.eval_shape(lambda: initial_state(nnx.state(network()), optimizer, 0))
 
-    def features(frozen, x, key):
+    def apply(frozen, x, key):
         with jax.named_scope("frozen"):
             return h_space(nnx.merge(unet_graph, parallel.gathered(mesh, frozen)), schedule, x, key, spec)
 
@@ -89,13 +91,16 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), tree)
 
     replicated = parallel.replicated(mesh)
-    size = experiment.crop.size
-    batch = jax.ShapeDtypeStruct((experiment.batch_size, size, size, 3), jnp.uint8)
-    step = make_step(restoration_loss(graph, features, experiment.frequency_weight), optimizer)
+    features = FrozenFeatures(apply, frozen, channels, spec.multiple(unet_spec), "", spec.side)
+    batch = {
+        name: jax.ShapeDtypeStruct((experiment.batch_size, *array.shape), array.dtype)
+        for name, array in arrays_of(experiment, features).items()
+    }
+    step = make_step(restoration_loss(graph, apply, experiment.frequency_weight), optimizer)
     lowered = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(
         shaped(state, lambda x: replicated),
         shaped(frozen, lambda x: parallel.frozen_format(mesh, x, fsdp=experiment.fsdp)),
-        shaped({"hazy": batch, "clean": batch}, lambda x: parallel.batch_sharded(mesh)),
+        shaped(batch, lambda x: parallel.batch_sharded(mesh)),
     )
     return lowered.compile()
 

@@ -58,7 +58,7 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
     return Task(
         params=params,
         loss=restoration_loss(graph, apply, experiment.frequency_weight),
-        arrays=_arrays(experiment, features),
+        arrays=arrays_of(experiment, features),
         data={"train": images} | {role: evaluation.data for role, evaluation in scored.items()},
         open_cached=lambda cache: _open_cached(experiment, features, cache),
         multiple=math.lcm(features.multiple, spec.stride),
@@ -98,7 +98,7 @@ def _open_cached(experiment: Experiment, features: FrozenFeatures, cache: Path |
     )
 
 
-def _arrays(experiment: Experiment, features: FrozenFeatures) -> dict[str, jax.ShapeDtypeStruct]:
+def arrays_of(experiment: Experiment, features: FrozenFeatures) -> dict[str, jax.ShapeDtypeStruct]:
     """An element of a batch, see `data.augment.Augment`."""
     size, view = experiment.crop.size, experiment.crop.view
     arrays = {name: jax.ShapeDtypeStruct((size, size, 3), jnp.uint8) for name in ("hazy", "clean")}
