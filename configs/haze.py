@@ -53,8 +53,6 @@ def get_config():
     config.data.train_ids = (1, 1299)  # of NYU; the others are the validation set
     config.data.crop = 96
     config.data.view = True
-    config.data.region = (0.35, 1.0)
-    config.data.region_after = 18_000
     config.data.sky = 3.0
     config.data.scale = (96 / 460, 1.0)
     config.data.batch_size = 8
@@ -65,8 +63,6 @@ def get_config():
     config.data.haze.tint = 0.04
     config.data.haze.gamma = (0.85, 1.2)
     config.data.haze.light = (0.35, 1.0)
-    config.data.haze.dim = 0.3
-    config.data.haze.dim_after = 27_000
     config.data.haze.noise = 0.01
     config.data.haze.jpeg = (75, 98)
     config.features.side = 64
@@ -77,6 +73,10 @@ def get_config():
     config.network.branches = 2
     config.network.patch = 2
     config.network.head = "affine"
+    config.changes = (
+        (18_000, "data.region", (0.35, 1.0)),
+        (27_000, "data.haze.dim", 0.3),
+    )
     config.optimizer.learning_rate = 1.2e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.cycles = 4

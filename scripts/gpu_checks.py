@@ -13,7 +13,7 @@ from difflid_jax.config import inputs
 from difflid_jax.config.experiment import Experiment
 from difflid_jax.data.pipeline import Batches
 from difflid_jax.network.difflid import DiffLI2D
-from difflid_jax.training.loss import restoration_loss
+from difflid_jax.tasks.restorer import loss_of, make_network
 from difflid_jax.training.step import TrainState, initial_state, make_step
 
 # bfloat16 keeps 8 bits; through some forty layers the differences add up to a few per cent.
@@ -30,14 +30,14 @@ class Checks:
         self.features, self.exact = (features_of(e, preset) for e in (experiment, exact))
         self.frozen = parallel.replicate(self.mesh, self.features.frozen)
         spec = experiment.network_on(self.features.channels)
-        self.graph = nnx.graphdef(nnx.eval_shape(lambda: DiffLI2D(spec, rngs=nnx.Rngs(0))))
+
+        def network() -> DiffLI2D:
+            return make_network(spec, experiment)
+
+        self.graph = nnx.graphdef(nnx.eval_shape(network))
         optimizer = experiment.optimizer(13_990)
-        self.start = jax.jit(
-            lambda: initial_state(nnx.state(DiffLI2D(spec, rngs=nnx.Rngs(0))), optimizer, seed=0)
-        )
-        step = make_step(
-            restoration_loss(self.graph, self.features.apply, self.experiment.frequency_weight), optimizer
-        )
+        self.start = jax.jit(lambda: initial_state(nnx.state(network()), optimizer, seed=0))
+        step = make_step(loss_of(experiment, self.graph, self.features.apply), optimizer)
         self.step = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(self.mesh))
 
     def batches(self) -> Batches:

@@ -47,8 +47,7 @@ from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.features.h_space import feature_channels, h_space
 from difflid_jax.features.prior import in_compute_dtype
 from difflid_jax.network.difflid import DiffLI2D
-from difflid_jax.tasks.restorer import arrays_of, make_network
-from difflid_jax.training.loss import restoration_loss
+from difflid_jax.tasks.restorer import arrays_of, loss_of, make_network
 from difflid_jax.training.step import initial_state, make_step
 from difflid_jax.weights import store
 
@@ -96,7 +95,7 @@ def compile_step(experiment: Experiment, target: str, devices: int) -> jax.stage
         name: jax.ShapeDtypeStruct((experiment.batch_size, *array.shape), array.dtype)
         for name, array in arrays_of(experiment, features).items()
     }
-    step = make_step(restoration_loss(graph, apply, experiment.frequency_weight), optimizer)
+    step = make_step(loss_of(experiment, graph, apply), optimizer)
     lowered = jax.jit(step, donate_argnums=0, out_shardings=replicated).lower(
         shaped(state, lambda x: replicated),
         shaped(frozen, lambda x: parallel.frozen_format(mesh, x, fsdp=experiment.fsdp)),

@@ -69,5 +69,5 @@ def test_the_loss_of_a_new_u_net_is_the_noise_itself(config):
     graph, params = nnx.split(UNet(experiment.resolve_prior(config).unet, rngs=nnx.Rngs(0)))
     loss = diffusion_loss(graph, Schedule.named(), 0.0, drops=False)
     batch = {"image": jnp.zeros((4, 16, 16, 3), jnp.uint8)}
-    total, metrics = loss(params, None, batch, jax.random.key(0))
+    total, metrics = loss(params, None, batch, jax.random.key(0), 0)
     assert float(total) == pytest.approx(1, abs=0.1) == float(metrics["noise_loss"])

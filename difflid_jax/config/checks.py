@@ -10,11 +10,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from difflid_jax.config import schema
+from difflid_jax.data.augment import HazeSpec
 from difflid_jax.data.sources import SOURCES
 
 _PAIRED = ("folders", "tfds")  # the sources of pairs; the others make haze on the fly
 _FROM_CLASSIFIER = ("features.layer", "features.times", "features.noise_at_zero", "features.side")
-_OF_TRAINING_HAZE = ("clean", "white", "tint", "gamma", "light", "dim", "dim_after", "noise", "jpeg")
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict) -> None:
@@ -86,13 +86,8 @@ def _idle_features(config: ConfigDict) -> Rules:
         ),
         (
             not config.data.view,
-            ("data.region", "data.region_after", "features.cache"),
+            ("data.region", "features.cache"),
             "it is for features of whole images; set config.data.view=True, or leave it out",
-        ),
-        (
-            config.data.region == (1.0, 1.0),
-            ("data.region_after",),
-            "there are no regions; set config.data.region=(0.4, 1.0), or leave it out",
         ),
         (
             config.data.region != (1.0, 1.0),
@@ -150,18 +145,13 @@ def _idle_data(config: ConfigDict) -> Rules:
         ),
         (
             "train" not in makes_haze,
-            [f"data.haze.{name}" for name in _OF_TRAINING_HAZE],
+            [f"data.haze.{name}" for name in HazeSpec.OF_TRAINING],
             f"the training source {data.source!r} makes no haze; {remedy}",
         ),
         (
             data.haze.light == (1.0, 1.0),
             ("data.haze.dim",),
             "nothing is dimmed; set config.data.haze.light=(0.5, 1.0), or leave it out",
-        ),
-        (
-            data.haze.dim == 1,
-            ("data.haze.dim_after",),
-            "all crops are dimmed; set config.data.haze.dim=0.5, or leave it out",
         ),
         (
             "train" in makes_haze,

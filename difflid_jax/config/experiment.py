@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
-from difflid_jax.config import checks, identity, schema
+from difflid_jax.config import changes, checks, identity, schema
 from difflid_jax.data.augment import RESIDE, CropSpec, HazeSpec, check_seed
 from difflid_jax.data.pairing.layouts import LAYOUTS
 from difflid_jax.data.rgbd import FRAMES
@@ -152,6 +152,11 @@ class PriorExperiment(RunSpec):
 
 def resolve(config: ConfigDict) -> Experiment:
     """The experiment of a config with the fields of `schema.default`."""
+    experiment = _resolve(config)
+    return replace(experiment, later=tuple((step, _resolve(later)) for step, later in changes.phases(config)))
+
+
+def _resolve(config: ConfigDict) -> Experiment:
     checks.check_fields(config, schema.default())
     data, features, network = config.data, config.features, config.network
     with _naming_the_config():
@@ -276,7 +281,6 @@ def _run_fields(config: ConfigDict, reference: ConfigDict) -> dict:
             scale=config.data.scale,
             view=config.features.side if config.data.get("view") else 0,
             region=config.data.get("region", (1.0, 1.0)),
-            region_after=config.data.get("region_after", 0),
         ),
         "batch_size": config.data.batch_size,
         "workers": config.data.workers,

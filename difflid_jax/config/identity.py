@@ -109,7 +109,7 @@ def read_json(text: str) -> dict[str, Any]:
 def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_tuples(inner) for name, inner in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _filled(fields: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:

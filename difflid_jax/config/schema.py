@@ -19,6 +19,8 @@ def default() -> ConfigDict:
             # Weights of a restorer of the same architecture to start from; '' for a random start.
             "init": "",
             "frequency_weight": 0.0,  # of the L1 distance of Fourier transforms, added to Eq. 9
+            # ((step, field, value), …): fields with another value from a step on (config.changes.CHANGEABLE).
+            "changes": (),
             "data": {
                 "dataset": "its",  # layout of the folders, one of data.pairing.layouts.LAYOUTS
                 "train": "",  # path of the training images
@@ -41,9 +43,8 @@ def default() -> ConfigDict:
                 "scale": (1.0, 1.0),  # images are first resized by a factor from this range
                 "view": False,  # features of the whole image, at features.side, for every crop
                 # With `view`: random regions, their sides scaled by a factor from this range, stand for whole
-                # images, from the batch after this many.
+                # images.
                 "region": (1.0, 1.0),
-                "region_after": 0,
                 "batch_size": 40,  # over all devices and processes
                 "workers": 0,  # processes that decode and crop; 0 for threads of this process
                 "cache": "",  # folder of the decoded cache; '' is WORKDIR/cache, 'off' is none
@@ -56,12 +57,12 @@ def default() -> ConfigDict:
                     "beta": (0.6, 1.8),
                     "seed": 0,
                     "clean": 0.0,
+                    "flat": 0.0,
                     "white": 0.0,
                     "tint": 0.0,
                     "gamma": (1.0, 1.0),
                     "light": (1.0, 1.0),
                     "dim": 1.0,
-                    "dim_after": 0,
                     "noise": 0.0,
                     "jpeg": (),
                 },

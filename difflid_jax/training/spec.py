@@ -23,7 +23,8 @@ class RunSpec:
     WORKDIR/cache, 'off' for none. batch_size counts over all devices and processes. epochs counts if `steps`
     is 0. minutes: stop after this long (0: no limit). keep: number of checkpoints. fsdp: shard the frozen
     network over the devices. optimizer_fields: those of `OptimizerSpec` that are not lengths in epochs.
-    loop_fields: those of `LoopSpec` that the config gives.
+    loop_fields: those of `LoopSpec` that the config gives. later: (first step, the run as if it were so from
+    the start) for each part in which crops, haze or loss differ from what they were.
     """
 
     fields: Mapping[str, Any]
@@ -46,6 +47,7 @@ class RunSpec:
     tensorboard: bool
     optimizer_fields: Mapping[str, Any]
     loop_fields: Mapping[str, Any]
+    later: tuple[tuple[int, "RunSpec"], ...] = ()
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:

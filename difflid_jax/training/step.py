@@ -15,8 +15,10 @@ from jax.flatten_util import ravel_pytree
 from difflid_jax.training import optimizer as optim
 from difflid_jax.training.optimizer import OptimizerSpec
 
-# loss(params, frozen, batch, key) → (scalar loss, named scalars for the log)
-Loss = Callable[[Any, Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+# loss(params, frozen, batch, key, step) → (scalar loss, named scalars for the log)
+Loss = Callable[
+    [Any, Any, Mapping[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+]
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +66,7 @@ def make_step(loss: Loss, spec: OptimizerSpec) -> Callable:
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         differentiate = jax.value_and_grad(loss, has_aux=True)
-        (value, metrics), gradients = differentiate(state.params, frozen, batch, key)
+        (value, metrics), gradients = differentiate(state.params, frozen, batch, key, state.step)
         flat, unflatten = ravel_pytree(gradients)
         # As parts of one array, which the barrier keeps XLA from seeing through, the leaves of one shape are
         # updated by one kernel on a GPU. A CPU gains nothing.

@@ -41,12 +41,11 @@ from difflid_jax.features.build import FrozenFeatures
 from difflid_jax.features.h_space import feature_channels, h_space
 from difflid_jax.features.prior import in_compute_dtype
 from difflid_jax.network.difflid import DiffLI2D
-from difflid_jax.tasks.restorer import make_network
+from difflid_jax.tasks.restorer import loss_of, make_network
 from difflid_jax.training import loop, throughput
 from difflid_jax.training.checkpoints import Checkpoints
 from difflid_jax.training.interruption import Interruption
 from difflid_jax.training.log import RunLog
-from difflid_jax.training.loss import restoration_loss
 from difflid_jax.training.step import TrainState, initial_state, make_step
 
 PAPER_STEPS = 420_000  # of the SOTS schedule: 1,200 epochs of 350
@@ -102,7 +101,7 @@ def measure(experiment: Experiment, preset: str, steps: int) -> Measured:
             return features.apply(parallel.gathered(mesh, frozen), x, key)
 
         def loss(features):
-            return restoration_loss(graph, features, experiment.frequency_weight)
+            return loss_of(experiment, graph, features)
 
         step = make_step(loss(apply), optimizer)
         lowered = jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh)).lower(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from difflid_jax.config import experiment, inputs, schema
+from difflid_jax.config import experiment, identity, inputs, schema
 
 
 def changed(config, fields):
@@ -122,7 +122,6 @@ def test_a_value_out_of_range_or_without_effect_is_named(field, value, message):
         ({"data.test_source": "rgbd", "data.haze.jpeg": (75, 98)}, "data.haze.jpeg"),
         ({"data.source": "rgbd", "data.haze.jpeg": (75, 98)}, None),
         ({"data.source": "rgbd", "data.haze.dim": 0.5}, "data.haze.dim"),
-        ({"data.source": "rgbd", "data.haze.dim_after": 9}, "data.haze.dim_after"),
         ({"data.source": "rgbd", "data.sky": 2.0}, "data.sky"),
     ],
 )
@@ -171,6 +170,40 @@ def test_the_roles_inherit_what_they_do_not_say():
     carried = experiment.resolve(changed(schema.default(), {"data.source": "photographs"}))
     # The photographs of installed packages need no path; none of them are for validation.
     assert [s.is_given for s in (carried.train, carried.validation, carried.test)] == [True, False, True]
+
+
+def test_changes_take_effect_one_after_the_other():
+    config = schema.default()
+    config.data.source = "rgbd"
+    config.data.haze.light = (0.5, 1.0)
+    config.changes = ((20, "frequency_weight", 0.1), (10, "data.haze.dim", 0.3), (20, "data.haze.flat", 0.1))
+    run = experiment.resolve(config)
+    assert (run.haze.dim, run.haze.flat, run.frequency_weight) == (1.0, 0.0, 0.0)
+    (first, early), (second, late) = run.later
+    assert (first, early.haze.dim, early.haze.flat, early.frequency_weight) == (10, 0.3, 0.0, 0.0)
+    assert (second, late.haze.dim, late.haze.flat, late.frequency_weight) == (20, 0.3, 0.1, 0.1)
+    # As the config.json of a run gives them back.
+    again = experiment.read_experiment(identity.to_json(run.fields))
+    assert again.later[1][1].haze == late.haze and again.fingerprint == run.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((0, "data.haze.flat", 0.1), "changes: expected .step, field, value. with a step of at least 1"),
+        ((5, "data.haze.flat"), "changes: expected .step, field, value."),
+        ((5, "data.crop", 64), "changes: 'data.crop' cannot change during a run; expected one of freq"),
+        ((5, "data.haze.flat", 2.0), "data.haze.flat: expected 0 to 1, found 2.0"),
+        ((5, "data.haze.flat", "much"), "data.haze.flat: expected type float, found str 'much'"),
+        ((5, "data.haze.dim", 0.5), "data.haze.dim has no effect"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused(change, message):
+    config = schema.default()
+    config.data.source = "rgbd"
+    config.changes = (change,)
+    with pytest.raises(ValueError, match=rf"^config\.{message}"):
+        experiment.resolve(config)
 
 
 def test_a_holdout_is_validated_on_in_place_of_a_validation_set():

@@ -116,7 +116,7 @@ def test_tint_colours_the_airlight():
     assert (np.ptp(colours, axis=1) > 0.01).mean() > 0.9
 
 
-def test_white_clean_and_dim_are_shares_of_the_crops():
+def test_white_clean_flat_and_dim_are_shares_of_the_crops():
     spec = HazeSpec(airlight=(0.5, 0.5), beta=(20, 20), tint=0.1, white=0.3)
     hazy, _ = _hazy(_grey(0), spec)
     white = (hazy == 255).all((1, 2, 3))
@@ -124,6 +124,11 @@ def test_white_clean_and_dim_are_shares_of_the_crops():
     hazy, clean = _hazy(_grey(40), HazeSpec(clean=0.3, light=(0.4, 0.9)))
     unhazed = np.abs(hazy - clean).max((1, 2, 3)) <= 1  # if dimmed, hazy and clean are rounded apart
     assert 0.2 < unhazed.mean() < 0.4
+    scenes = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    hazy, clean = _hazy(scenes, HazeSpec(flat=0.3))
+    flat = np.ptp(clean, axis=(1, 2)).max(-1) == 0
+    assert 0.2 < flat.mean() < 0.4 and (hazy == clean).all((1, 2, 3)).tolist() == flat.tolist()
+    assert np.unique(clean[flat][:, 0, 0], axis=0).shape[0] > flat.sum() / 2
     _, clean = _hazy(_grey(200), HazeSpec(light=(0.4, 0.9), dim=0.3))
     assert 0.2 < (clean < 200).any((1, 2, 3)).mean() < 0.4
 

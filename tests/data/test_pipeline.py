@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,17 +109,20 @@ def test_another_seed_another_order_and_other_crops():
     _equal(first, _take(Batches(_data("pairs"), CROP, 7, seed=0), 3))
 
 
-def test_regions_and_less_dimming_begin_after_their_batches():
+@pytest.mark.parametrize("count", [1, 2])
+def test_crops_and_haze_change_at_their_batches(count):
     data = _data("depth")
-    crop = CropSpec(8, view=4, region=(0.5, 0.5), region_after=3)
-    haze = HazeSpec(light=(0.1, 0.2), dim=0.0, dim_after=5)
-    never, always = replace(crop, region=(1.0, 1.0), region_after=0), replace(crop, region_after=0)
-    dimmed, bright = replace(haze, dim=1.0, dim_after=0), HazeSpec()
-    runs = [(crop, haze), (never, dimmed), (always, dimmed), (always, bright)]
-    late, never, always, bright = (_take(Batches(data, crop, 4, haze=haze), 8) for crop, haze in runs)
-    _equal(late, never[:3] + always[3:5] + bright[5:])
-    assert all((a["view"] != b["view"]).any() for a, b in zip(never, always, strict=True))
-    assert all(a["clean"].mean() < b["clean"].mean() / 4 for a, b in zip(always, bright, strict=True))
+    whole, region = CropSpec(8, view=4), CropSpec(8, view=4, region=(0.5, 0.5))
+    dimmed, bright = HazeSpec(light=(0.1, 0.2)), HazeSpec()
+    parts = [(0, whole, dimmed), (3, region, dimmed), (5, region, bright)]
+    taken = [
+        _take(Batches(data, crop, 4, haze=haze, later=later, process_index=count - 1, process_count=count), 8)
+        for (_, crop, haze), later in zip([*parts, parts[0]], [(), (), (), parts[1:]], strict=True)
+    ]
+    first, second, third, changing = taken
+    _equal(changing, first[:3] + second[3:5] + third[5:])
+    assert all((a["view"] != b["view"]).any() for a, b in zip(first, second, strict=True))
+    assert all(a["clean"].mean() < b["clean"].mean() / 4 for a, b in zip(second, third, strict=True))
 
 
 def test_augmentation_depends_on_seed_element_and_epoch_alone():

@@ -53,7 +53,7 @@ def test_the_loss_with_kept_features_equals_that_which_computes_them(tiny, pairs
         results = []
         for crop in (kept, computed):
             batch = {name: value[None] for name, value in crop.items()}
-            results.append(loss(params, features.frozen, batch, key)[0])
+            results.append(loss(params, features.frozen, batch, key, 0)[0])
         np.testing.assert_allclose(*results, rtol=1e-6)
     assert mirrored == {False, True}
 

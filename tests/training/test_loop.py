@@ -38,7 +38,7 @@ class Points:
         return {"next": self.next}
 
 
-def loss(params, frozen, batch, key):
+def loss(params, frozen, batch, key, step):
     noise = 0.1 * jax.random.normal(key, batch["x"].shape)
     error = batch["x"] @ params["w"] - (batch["x"] + noise) @ frozen
     return jnp.mean(jnp.abs(error)), {"psnr": -jnp.log(jnp.mean(jnp.square(error)))}

@@ -50,7 +50,8 @@ def test_the_loss_is_equation_9_with_the_key_of_the_step_and_may_add_frequencies
     error = (np.clip(restored, -1, 1) - clean) / 2
     psnr = np.mean(-10 * np.log10(np.mean(error**2, axis=(1, 2, 3))))
     assert float(metrics["psnr"]) == pytest.approx(psnr, rel=1e-5)
-    loss = jax.jit(restoration_loss(graph, features.apply, 0.1))(params, features.frozen, batch, key)[0]
+    with_frequencies = jax.jit(restoration_loss(graph, features.apply, lambda step: 0.02 * step))
+    loss = with_frequencies(params, features.frozen, batch, key, 5)[0]
     spectrum = np.fft.rfft2(restored - clean, axes=(1, 2))
     distance = (np.abs(spectrum.real).mean() + np.abs(spectrum.imag).mean()) / 2
     assert float(loss) == pytest.approx(np.abs(restored - clean).mean() + 0.1 * distance, rel=1e-5)
@@ -83,7 +84,7 @@ def test_the_first_update_is_adams(parts, stepped):
 def test_a_step_is_the_same_with_x64():
     """A run begun without JAX_ENABLE_X64 can be resumed with it."""
 
-    def loss(params, frozen, batch, key):
+    def loss(params, frozen, batch, key, step):
         noise = jax.random.normal(key, (4, 2), jnp.float32)
         return jnp.mean((params["w"] - noise) ** 2), {}
 
@@ -111,7 +112,7 @@ def test_the_average_follows_the_parameters(parts, stepped):
 
 
 def test_each_step_draws_its_own_noise_and_the_same_again():
-    def loss(params, frozen, batch, key):
+    def loss(params, frozen, batch, key, step):
         return jnp.sum(params["w"]), {"drawn": jax.random.uniform(key)}
 
     step = jax.jit(make_step(loss, SPEC))
