@@ -217,17 +217,8 @@ def _resolve(config: ConfigDict) -> Experiment:
 
 def _training_source(config: ConfigDict) -> Source:
     data = config.data
-    return Source(
-        "train",
-        data.source,
-        data.train,
-        data.train_ids,
-        data.frame,
-        data.dataset,
-        data.sky,
-        data.holdout,
-        config.seed,
-    )
+    fields = data.source, data.train, data.train_ids, data.frame, data.dataset, data.sky, data.holdout
+    return Source("train", *fields, config.seed)
 
 
 def _network(section: ConfigDict, **fields) -> NetworkSpec:

@@ -31,7 +31,7 @@ class HazeSpec:
     seed: of the haze in evaluation.
     The rest is off by default and applies to training only:
     clean: share of the crops with β = 0, so that a network learns to leave clean images unchanged.
-    flat: share of the crops of a single color, also with β = 0, so that a plain surface stays as it is.
+    flat: share of the crops of a single colour, also with β = 0, so that a plain surface stays as it is.
     white: share of the crops with A = 1, as in all of SOTS-indoor, and with neither tint nor light.
     tint: each channel of A is scaled by a factor within 1 ± tint (and clipped to 1).
     gamma: range of an exponent on the clean image before haze, log-uniform.
@@ -220,8 +220,8 @@ def make_hazy(
         beta = 0.0
     if spec.flat and not plain and rng.random() < spec.flat:
         beta = 0.0
-        color = rng.uniform() * rng.uniform(0.8, 1, 3)
-        clean = np.broadcast_to(_rounded(color.astype(np.float32)), clean.shape)
+        colour = rng.uniform() * rng.uniform(0.8, 1, 3)
+        clean = np.broadcast_to(_rounded(colour.astype(np.float32)), clean.shape)
     if spec.tint and not plain:
         tint = rng.uniform(1 - spec.tint, 1 + spec.tint, 3)
         airlight = np.minimum(airlight * tint, 1).astype(np.float32)
