@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+import time
 from collections import Counter
 
 import numpy as np
@@ -125,6 +126,17 @@ def test_damaged_files_and_wrong_sizes_are_refused_before_memory_is_taken(tmp_pa
             ValueError, match="not an image" if start == b"text" else "bytes, more than the limit"
         ):
             read_photo(tmp_path / "huge.jpg")
+
+
+def test_a_file_of_many_parts_takes_time_in_proportion():
+    comments = b"".join(struct.pack(">HHL", 0xFFFE, 6, i) for i in range(40_000))
+    resources = struct.pack(">4sHHL", b"8BIM", 2000, 0, 0) * 150_000
+    plain = saved(scene(3), "JPEG")
+    start = time.process_time()
+    jpeg = decode_photo(plain[:2] + comments + plain[2:], "a")
+    again(decode_photo(tiff(scene(3), extratags=[(34377, 7, len(resources), resources, True)]), "a"))
+    assert time.process_time() - start < 8  # it took over 20 when it was quadratic
+    assert comments in encode_photo(jpeg)
 
 
 def test_mutated_photographs_are_read_or_refused_in_one_line():

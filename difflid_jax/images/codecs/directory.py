@@ -149,7 +149,7 @@ def write(entries: dict[int, "Entry | dict"], offset: int) -> bytes:
     A dict among the entries becomes a directory of its own, and its tag points to it.
     """
     behind = offset + 2 + 12 * len(entries) + 4
-    rows, values = struct.pack("<H", len(entries)), b""
+    rows, values = struct.pack("<H", len(entries)), bytearray()
     for tag, entry in sorted(entries.items()):
         values += bytes(len(values) % 2)
         pointer = struct.pack("<L", behind + len(values))
@@ -158,7 +158,8 @@ def write(entries: dict[int, "Entry | dict"], offset: int) -> bytes:
             entry = Entry(4, 1, pointer)
         value = entry.value
         if len(value) > 4:
-            value, values = pointer, values + value
+            values += value
+            value = pointer
         rows += struct.pack("<HHL4s", tag, entry.type, entry.count, value)
     return rows + struct.pack("<L", 0) + values
 

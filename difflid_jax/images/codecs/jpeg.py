@@ -103,7 +103,7 @@ def _check_coding(data: bytes) -> tuple[str, ...]:
 
 def _segments(image: JpegImagePlugin.JpegImageFile) -> tuple[bytes, int, tuple[str, ...]]:
     """(segments to write: EXIF, XMP, ICC profile, IPTC and comments; orientation; what is not kept)."""
-    kept, orientation, notes = [], 1, {}
+    kept, orientation, notes = {}, 1, {}  # dicts for their order: a file may hold 40,000 segments
     for name, data in image.applist:
         marker = 0xFE if name == "COM" else 0xE0 + int(name[3:])
         if name == "APP1" and data.startswith(b"Exif\0\0"):
@@ -122,15 +122,13 @@ def _segments(image: JpegImagePlugin.JpegImageFile) -> tuple[bytes, int, tuple[s
             elif name == "APP11":
                 notes[_CREDENTIALS] = None
             continue
-        segment = struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
-        if segment not in kept:
-            kept.append(segment)
+        kept[struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data] = None
     return b"".join(kept), orientation, tuple(notes)
 
 
 def without_previews(resources: bytes) -> bytes:
     """Photoshop's image resources (8BIM) without previews, which show the old pixels."""
-    kept, position = b"", 0
+    kept, position = bytearray(), 0
     while resources[position : position + 4] == b"8BIM" and position + 12 <= len(resources):
         (number,) = struct.unpack_from(">H", resources, position + 4)
         # The name is a Pascal string, padded to even length as the data are.
@@ -140,7 +138,7 @@ def without_previews(resources: bytes) -> bytes:
         if number not in _PREVIEW_RESOURCES:
             kept += resources[position:end]
         position = end
-    return kept + resources[position:]
+    return bytes(kept) + resources[position:]
 
 
 def _finer(tables: dict[int, list[int]]) -> list[list[int]]:
