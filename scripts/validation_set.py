@@ -46,9 +46,13 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     output = Path(options.output)
     if output.exists():
         raise UsageError(f"{output}: already exists; give another folder")
-    pairs = [(number, pair) for number, text in enumerate(options.set) for pair in chosen_pairs(text)]
-    for number, pair in tqdm(pairs, unit="pair"):
-        name = f"{number}-{Path(pair.name).stem}.png"
+    pairs: dict[str, Pair] = {}
+    for number, text in enumerate(options.set):
+        for pair in chosen_pairs(text):
+            name = f"{number}-{Path(pair.name).stem}.png"
+            if pairs.setdefault(name, pair) is not pair:
+                raise UsageError(f"{pairs[name].hazy} and {pair.hazy} would both become {name}; rename one")
+    for name, pair in tqdm(pairs.items(), unit="pair"):
         factor = dimming(name, light)
         dimmed = [round(factor * value) for value in range(256)] * 3
         for folder, pixels in zip(("hazy", "clean"), load_pair(pair), strict=True):

@@ -49,6 +49,11 @@ def test_pairs_of_several_sets_become_one(tmp_path, capsys):
     for wrong in ("nothing", "its", f"folders={tmp_path / 'mine'}:0"):
         with pytest.raises(UsageError, match="--set: expected"):
             small_set(f"--output={tmp_path / 'W'}", f"--set={wrong}")
+    for name in ("1_0.8_0.08", "1_0.8_0.2"):
+        image(tmp_path / "outdoor" / "hazy" / f"{name}.png", 9, (48, 48))
+    image(tmp_path / "outdoor" / "gt" / "1.png", 3, (48, 48))
+    with pytest.raises(UsageError, match=r"would both become 0-1_0.8_0.png"):
+        small_set(f"--output={tmp_path / 'W'}", f"--set=sots_outdoor={tmp_path / 'outdoor'}")
 
 
 def test_light_dims_both_images_of_a_pair_alike(tmp_path):
