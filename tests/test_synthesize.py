@@ -274,6 +274,8 @@ def test_bad_sources_are_named(nyu, tmp_path):
         open_scenes(tmp_path / "empty")
     (tmp_path / "depth").mkdir()
     Image.fromarray(scene(0)[1]).save(tmp_path / "depth" / "0.png")
+    with pytest.raises(ValueError, match="no depth/ here; give --depth=FILES, or --depth=plausible"):
+        open_scenes(tmp_path / "depth")
     with pytest.raises(ValueError, match=r"2 images or depths without a partner .* first .*1.png"):
         open_scenes(nyu, tmp_path / "depth")
     Image.fromarray(scene(0)[1]).save(tmp_path / "depth" / "sofa.png")

@@ -20,6 +20,8 @@ class FileScenes:
     def __init__(self, rgb: str | os.PathLike, depth: str | os.PathLike, first_id: int = 1):
         self._rgb = _numbered(rgb, "rgb", first_id)
         self._depth = _numbered(depth, "depth", first_id)
+        if self._rgb == self._depth:
+            raise ValueError(f"{rgb}: no depth/ here; give --depth=FILES, or --depth=plausible to make it up")
         self.ids = sorted(self._rgb.keys() & self._depth.keys())
         alone = sorted(self._rgb.keys() ^ self._depth.keys())
         if alone:
