@@ -319,6 +319,7 @@ def test_the_program_writes_resumes_and_refuses(nyu, tmp_path, monkeypatch, caps
         ([*arguments, "--beta=1"], "--beta: expected two numbers"),
         ([*arguments, "--airlight=0.5,1.5"], "--airlight: expected 0 ≤ low ≤ high ≤ 1"),
         ([*arguments, "--ids=1+3"], "ids must look like 1300-1399"),
+        ([*arguments, "--recipe=sots_indoor", "--beta=1,2"], "--beta: sots_indoor has fixed values"),
         (["--output=x"], "give --rgb=FILES and --output=FOLDER"),
     ):
         with pytest.raises((UsageError, ValueError), match=words):
