@@ -39,7 +39,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         ["", *LAYOUTS],
         "Layout of --test; empty: sots_indoor for its, else that of --dataset.",
     )
-    define("bool", "quick", False, "Read only headers and file ends instead of decoding images.")
+    define(
+        "bool",
+        "quick",
+        False,
+        "Read only headers and file ends instead of decoding images; find only equal files in both sets.",
+    )
     define("path", "tfds", "", "Folder under which a complete set is also written as a TFDS data set.")
     define("bool", "full", False, "List every case instead of the first five of each kind.")
     define("path", "sheet", "", "PNG of the sheet (empty: pairs_DATASET.png; off: none).")
@@ -84,8 +89,8 @@ def _find(root: str, options: flags.FlagValues) -> tuple[list[Part], list[Findin
         parts = [part for part in parts if part[1].split != "test"] or parts
         tests = find_parts(options.test, dataset, thorough=thorough)
         tests = [part for part in tests if part[1].split != "train"] or tests
-        leaks = [leak for pairs, _ in parts for test, _ in tests for leak in find_leaks(pairs, test)]
-        return parts + tests, leaks
+        both = [(pairs, test) for pairs, _ in parts for test, _ in tests]
+        return parts + tests, [leak for two in both for leak in find_leaks(*two, thorough=thorough)]
     if len(parts) == 2:
         return parts, find_leaks(parts[0][0], parts[1][0], thorough=thorough)
     return parts, []

@@ -73,6 +73,7 @@ def test_leaks_between_parts_and_sets_end_with_status_1(lol, tmp_path, check):
     assert status == 1
     assert "LEAK: 1 test photographs are also among the training photographs" in output
     assert "eval15/high/7.jpg shows" in output and "our485/high/2.png" in output
+    assert "LEAK" in check(*other)[1] and "LEAK" not in check(*other, "--quick")[1]
     assert not list(tmp_path.glob("*.png"))
 
 
