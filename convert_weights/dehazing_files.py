@@ -11,6 +11,7 @@ import numpy as np
 from difflid_jax.weights import store
 
 _MAX_BYTES = 1 << 20  # the authors' files have 9 kB and 32 kB
+_COMPRESSED = 15  # the type of a compressed element in a .mat
 
 _AOD_NET = {f"conv{i}": shape for i, shape in enumerate(
     [(3, 3, 1, 1), (3, 3, 3, 3), (3, 6, 5, 5), (3, 6, 7, 7), (3, 12, 3, 3)], start=1)}  # fmt: skip
@@ -83,7 +84,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{total:,} bytes unpacked")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays}
-    except (ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # each of zip's codings raises its own
         raise _damaged(path, error) from error
 
 
@@ -91,10 +92,25 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
     from scipy.io import loadmat
 
     try:
+        _check_unpacked(path.read_bytes())
         variables = loadmat(path)
     except Exception as error:  # what it raises on a damaged file is not documented
         raise _damaged(path, error) from error
     return {name: np.asarray(value) for name, value in variables.items() if not name.startswith("__")}
+
+
+def _check_unpacked(data: bytes) -> None:
+    """Raise ValueError if the compressed elements of a .mat become more than `_MAX_BYTES`."""
+    form = ">LL" if data[126:128] == b"MI" else "<LL"
+    at, left = 128, _MAX_BYTES
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from(form, data, at)
+        at += 8
+        if kind == _COMPRESSED:
+            left -= len(zlib.decompressobj().decompress(data[at : at + size], left + 1))
+            if left < 0:
+                raise ValueError(f"more than {_MAX_BYTES:,} bytes unpacked")
+        at += size
 
 
 def _read_caffemodel(path: Path) -> dict[str, np.ndarray]:

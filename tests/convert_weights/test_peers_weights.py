@@ -122,12 +122,21 @@ def test_files_that_are_not_these_networks_are_refused_in_one_line(tmp_path, aod
     header += b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1000), }".ljust(117) + b"\n"
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
         archive.writestr("conv1_w.npy", header)
+    for name, method in (("unknown.npz", 97), ("lzma.npz", zipfile.ZIP_LZMA)):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("conv1_w.npy", header)
+        packed = bytearray((tmp_path / name).read_bytes())
+        packed[8], packed[packed.index(b"PK\1\2") + 10] = method, method
+        (tmp_path / name).write_bytes(packed)
+    savemat(tmp_path / "bomb.mat", {"x": np.zeros(1 << 22, np.uint8)}, do_compression=True)
     (tmp_path / "model.pth").write_bytes(b"")
     for path in sorted(tmp_path.iterdir()):
         if path.name != "whole.mat":
             with pytest.raises(ValueError) as refusal:
                 convert("dehazenet" if path.suffix == ".mat" else "aod_net", [path])
             assert str(path) in one_line(refusal.value), path.name
+    with pytest.raises(ValueError, match=r"bomb.mat: .*more than 1,048,576 bytes unpacked"):
+        convert("dehazenet", [tmp_path / "bomb.mat"])
     with pytest.raises(ValueError, match=r"1 missing: conv4_b"):
         convert("aod_net", [tmp_path / "missing.npz"])
     with pytest.raises(ValueError, match=r"1 unexpected: conv6_w"):
