@@ -45,9 +45,11 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     (what,), output = named, Path(options.output)
     if what != "decoders":
         refuse_existing(output / f"{what}.md", options.overwrite)
+    from difflid_jax.exhibits.files import new_figure
     from difflid_jax.features.h_space import HSpaceSpec
     from difflid_jax.features.prior import load_prior
 
+    new_figure(1, 1)  # without matplotlib, refuse before the work
     use_compilation_cache()
     whole = what == "probe" or options.layer.startswith(("decoder", "output"))
     prior = load_prior(options.weights, part="all" if whole else "encoder")

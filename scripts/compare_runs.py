@@ -83,10 +83,7 @@ def main(argv: Sequence[str]) -> None:
     text = table(arms, options.metric)
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        draw(arms, options.metric, output.with_name(f"{output.name}.png"))
-    except ModuleNotFoundError as error:
-        raise UsageError("drawing takes matplotlib: pip install 'difflid_jax[figures]'") from error
+    draw(arms, options.metric, output.with_name(f"{output.name}.png"))
     output.with_name(f"{output.name}.md").write_text(text)
     print(text, end="")
 

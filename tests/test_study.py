@@ -1,6 +1,7 @@
 """The study of h-space: decoders that see clean images only and resume, and the pages of all studies."""
 
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -133,8 +134,11 @@ def test_t_sne_shows_h_space_its_control_and_the_images(run, tmp_path):
         (("tsne", "--frame=oval"), "frame: expected one of nyu_mirrored, nyu, whole, found 'oval'"),
         (("tsne", "--side=9"), "side: expected a multiple of 2, found 9"),
         (("probe", "--limit=4"), "4 scenes; this study needs 5 or more"),
+        (("tsne", "--side=9"), r"matplotlib: pip install 'difflid_jax\[figures\]'"),
     ],
 )
-def test_what_cannot_be_studied_is_refused_by_name(run, arguments, says):
+def test_what_cannot_be_studied_is_refused_by_name(run, arguments, says, monkeypatch):
+    if "matplotlib" in says:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises((UsageError, ValueError), match=says):
         run(*arguments)

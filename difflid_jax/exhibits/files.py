@@ -37,9 +37,11 @@ def write_page(path: Path, *parts: str) -> str:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure, sizes in inches. Raises ImportError if matplotlib is not installed."""
-    from matplotlib.figure import Figure
-
+    """An empty matplotlib figure, sizes in inches. Raises ValueError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError("drawing takes matplotlib: pip install 'difflid_jax[figures]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
