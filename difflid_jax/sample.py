@@ -26,6 +26,8 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
         raise UsageError("give --weights DIR and --output FILE.png")
     if Path(options.output).suffix.lower() != ".png":
         raise UsageError(f"--output {options.output}: expected a name that ends in .png")
+    if options.eta and options.sampler == "ddpm":
+        raise UsageError("--eta is the noise of ddim; ddpm adds what the model has learned")
     refuse_existing(options.output, options.overwrite)
     # Imported here so that --help does not wait for JAX to load.
     import jax

@@ -84,6 +84,7 @@ def test_requests_that_cannot_be_met_are_refused(weights, tmp_path):
         ([plain, "--output=x.jpg"], "ends in .png"),
         ([f"--weights={weights['encoder']}", output], "--part all"),
         ([plain, output, "--steps=1001"], "expected 1 to 1000"),
+        ([plain, output, "--sampler=ddpm", "--eta=0.5"], "--eta is the noise of ddim"),
         ([plain, output, f"--seed={2**64}"], "seed"),
         ([plain, output, "--labels=1"], "not class-conditional"),
         ([f"--weights={weights['classes']}", output, "--labels=3"], "expected 0 to 2"),
