@@ -21,7 +21,16 @@ from absl import flags
 from tqdm import tqdm
 
 from difflid_jax.atomic import atomic_write
-from difflid_jax.cli import UsageError, definer, integers, one_line, refuse_existing, resolve_dtype, run
+from difflid_jax.cli import (
+    UsageError,
+    definer,
+    integers,
+    one_line,
+    refuse_existing,
+    resolve_dtype,
+    run,
+    use_compilation_cache,
+)
 from difflid_jax.data.files import File, find_files, is_tar
 
 
@@ -40,6 +49,7 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     from difflid_jax.features.extraction import Extractor
     from difflid_jax.weights import store
 
+    use_compilation_cache()
     dtype = resolve_dtype(options.dtype)
     reading = {
         "layer": options.layer,

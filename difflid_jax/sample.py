@@ -15,7 +15,15 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from difflid_jax.cli import UsageError, definer, integers, refuse_arguments, refuse_existing, run
+from difflid_jax.cli import (
+    UsageError,
+    definer,
+    integers,
+    refuse_arguments,
+    refuse_existing,
+    run,
+    use_compilation_cache,
+)
 from difflid_jax.images.files import write_png
 from difflid_jax.images.sheets import contact_sheet
 
@@ -36,6 +44,7 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     from difflid_jax.diffusion.sampling import Sampler
     from difflid_jax.features.prior import load_prior
 
+    use_compilation_cache()
     unet, schedule, _ = load_prior(options.weights, part="all")
     spec = unet.spec
     size = options.size or spec.image_size
