@@ -203,7 +203,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define("list", "times", [*(str(t) for t in range(0, 1000, 100)), "999"], "Timesteps.")
     define("string", "layer", "middle", "Layer of decoders and tsne: middle, encoder:i, decoder:i, output.")
     define("list", "layers", [], "Layers of probe; empty: all.")
-    define("integer", "seed", 0, "Seed of haze, noise, random weights and training.", lower_bound=0)
+    define("integer", "seed", 0, "Seed of haze, noise, random weights and training.", 0, 2**32 - 1)
     define("path", "output", "", "Folder of the results; created if missing.")
     define("bool", "overwrite", False, "Replace an existing page of tsne or probe.")
     define("path", "train", "", "decoders: images to train on (default: --data).")

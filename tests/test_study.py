@@ -130,6 +130,7 @@ def test_t_sne_shows_h_space_its_control_and_the_images(run, tmp_path):
     [
         (("probes",), "name one study, decoders, tsne, probe; found probes"),
         (("tsne", "--times=0,1000"), "timesteps from 0 to 999"),
+        (("tsne", f"--seed={2**64}"), "seed"),
         (("tsne", "--layer=output"), "random weights; choose another layer"),
         (("tsne", "--frame=oval"), "frame: expected one of nyu_mirrored, nyu, whole, found 'oval'"),
         (("tsne", "--side=9"), "side: expected a multiple of 2, found 9"),
@@ -140,5 +141,5 @@ def test_t_sne_shows_h_space_its_control_and_the_images(run, tmp_path):
 def test_what_cannot_be_studied_is_refused_by_name(run, arguments, says, monkeypatch):
     if "matplotlib" in says:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises((UsageError, ValueError), match=says):
+    with pytest.raises((UsageError, ValueError, flags.Error), match=says):
         run(*arguments)
