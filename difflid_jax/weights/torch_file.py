@@ -290,7 +290,7 @@ def _what_it_is(start: bytes, size: int) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer instead of the file itself; fetch it with git lfs pull"
     if start.lstrip()[:1] == b"<":
-        return "an HTML or XML page, as a failed download leaves; download the file again"
+        return "an HTML or XML page, as a failed download leaves; remove it and download it again"
     if b"ustar" in start[256:270] or start.startswith(b"\x1f\x8b"):
         return "a tar or gzip archive; unpack it first"
     if start[8:9] == b"{":

@@ -373,7 +373,7 @@ def test_other_archives_are_told_apart(tmp_path):
     [
         (b"", "an empty file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (b"\n<!DOCTYPE html><html>", "an HTML or XML page"),
+        (b"\n<!DOCTYPE html><html>", "an HTML or XML page, as a failed download leaves; remove it"),
         (bytes(257) + b"ustar" + bytes(300), "a tar or gzip archive"),
         (gzip.compress(b"x", mtime=0), "a tar or gzip archive"),
         (struct.pack("<Q", 20) + b'{"a":1}', "safetensors"),
