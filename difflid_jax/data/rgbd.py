@@ -5,8 +5,9 @@ uncompressed tar. The defaults are those of the NYU labelled set as RESIDE uses 
 right, the frame [10:470, 10:630] of 480×640, and ids that count from 1 while the files count from 0.
 
 The unit of depth does not matter: haze depends on d / max d. The maximum is taken over the frame, and in
-RESIDE over the whole image; they were equal in all of 101 files of the labelled set. Depth of 8 bits has steps of 4 cm. They show in haze as contours, which RESIDE's own files do not have, so every value
-moves towards its smoothed neighbourhood within its own rounding interval (±½ step). On four files of RESIDE
+RESIDE over the whole image; they were equal in all of 101 files of the labelled set. Depth of 8 bits has
+steps of 4 cm. They show in haze as contours, which RESIDE's own files do not have, so every value moves
+towards its smoothed neighbourhood within its own rounding interval (±½ step). On four files of RESIDE
 ITS, haze made this way is 1.1 dB closer than haze made from the steps.
 """
 
