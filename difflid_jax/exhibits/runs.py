@@ -13,7 +13,7 @@ HAZE_SETS = ("sots", "dense_haze", "nh_haze")
 LOW_LIGHT_SETS = ("lol_v1", "lol_v2_real")
 NYU = "nyu"  # the column of the laptop budget
 TRAIN_IDS, TEST_IDS = (1, 1299), (1300, 1399)  # RESIDE ids of the laptop budget
-LAPTOP_STEPS = {NYU: 400, "lol_v1": 3000}
+LAPTOP_STEPS = {NYU: 400, "lol_v1": 4000}
 PAPER_STEPS = {
     "sots": 420_000,
     "dense_haze": 2_400,
