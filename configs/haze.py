@@ -22,12 +22,12 @@ Crops of 96 px at every scale from full size to the whole image, each with the f
 step 18,000 on a random region of an image, its sides scaled by 0.35 … 1, stands for the whole
 (data.region): some images then show little but a wall or a sky.
 
-Differences from the paper: the network (network/plus.py; patch 2, affine head, two gated branches a block,
-1.42 M parameters); a prior of our own that sees every image at 64×64, the size it was trained at; t₂ = 300,
-where its features separate haze best; five cosines instead of halving; averaged
-weights; from step 36,000 on, frequencies in the loss.
+Differences from the paper: the network (network/plus.py; patch 2, affine head, two gated branches a
+block, 1.42 M parameters); a prior of our own that sees every image at 64×64, the size it was trained at;
+t₂ = 300, where its features separate haze best; five cosines instead of halving; averaged weights; from
+step 36,000 on the L1 distance of Fourier transforms in the loss.
 
-36,000 steps of 8 crops, as four cosines of 9,000: the first took 71 minutes on two cores, the others 340 on
+45,000 steps of 8 crops, as five cosines of 9,000: the first took 71 minutes on two cores, the others 450 on
 one. Chosen on pairs of NYU ids 1300–1399, made so:
 
     S="python -m difflid_jax.synthesize --rgb=nyu_v2_labelled_train.tar --ids=1300-1399"
