@@ -186,7 +186,7 @@ def _run_all(
         failed += [item] * (status != 0)
         outcomes = report.collect(workdir, [run for run in planned if run not in failed])
         page = report.write(output, options.exhibit, options.budget, planned, outcomes)
-    print(page.read_text())
+    print(page.read_text("utf-8"))
     if failed:
         print(f"reproduce: {len(failed)} of {len(planned)} runs failed", file=sys.stderr)
     return 1 if failed else 0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
+from difflid_jax.atomic import write_text
 from difflid_jax.cli import UsageError, definer, run
 from difflid_jax.exhibits.files import new_figure, save_figure
 from difflid_jax.training.log import METRICS
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     draw(arms, options.metric, output.with_name(f"{output.name}.png"))
-    output.with_name(f"{output.name}.md").write_text(text)
+    write_text(output.with_name(f"{output.name}.md"), text)
     print(text, end="")
 
 

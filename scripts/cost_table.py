@@ -13,6 +13,7 @@ workspaces. Programs that run one after the other share temporaries.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import gpu_compile  # first: it sets what JAX reads when it is imported
@@ -137,5 +138,10 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list("sizes", "256x256,620x460", "Sizes of the image, WIDTHxHEIGHT.")
+    flags.register_validator(
+        "sizes",
+        lambda sizes: all(re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", size) for size in sizes),
+        "expected WIDTHxHEIGHT, as in 620x460",
+    )
     flags.DEFINE_enum("target", "", ["", *gpu_compile.TARGETS], "Also compile for this GPU, for the memory.")
     run(main)

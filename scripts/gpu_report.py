@@ -201,9 +201,9 @@ def main(argv: Sequence[str]) -> int:
         if not part.exists():
             lines = stage(experiment, options)
             write_text(part, "\n".join([f"## {name.capitalize()}", "", *lines]))
-        parts.append(part.read_text())
+        parts.append(part.read_text("utf-8"))
         write_text(output / "report.md", "\n\n".join(parts) + "\n")
-    print((output / "report.md").read_text())
+    print((output / "report.md").read_text("utf-8"))
     return 1 if any(_FAILED in part for part in parts) else 0
 
 
