@@ -167,10 +167,11 @@ def _pieces(loss, apply, optimizer, state: TrainState, frozen, batch, mesh) -> l
         return maps
 
     differentiate = jax.grad(loss(given), has_aux=True)
-    gradients = compiled_part("network, forward and backward", differentiate, own.params, maps, batch, key)
+    given_maps = own.params, maps, batch, key, own.step
+    gradients = compiled_part("network, forward and backward", differentiate, *given_maps)
     example = gradients.call()[0]
 
-    def linear(params, example, batch, key):
+    def linear(params, example, batch, key, step):
         # With a loss whose gradients are given, only the guard, Adam and the average remain of the step.
         return optax.tree.vdot(params, example), {}
 
