@@ -1,5 +1,8 @@
 """Fields that change during a run: `config.changes`."""
 
+from itertools import groupby
+from operator import itemgetter
+
 from ml_collections import ConfigDict
 
 from difflid_jax.data.augment import HazeSpec
@@ -30,17 +33,8 @@ def phases(config: ConfigDict) -> list[tuple[int, ConfigDict]]:
     current = config.copy_and_resolve_references()
     current.changes = ()
     found = []
-    for first in sorted({step for step, _, _ in config.changes}):
-        for step, field, value in config.changes:
-            if step == first:
-                _set(current, field, value)
+    for first, part in groupby(sorted(config.changes, key=itemgetter(0)), key=itemgetter(0)):
+        with current.ignore_type():  # `checks.check_fields` names the field
+            current.update_from_flattened_dict({field: value for _, field, value in part})
         found.append((first, current.copy_and_resolve_references()))
     return found
-
-
-def _set(config: ConfigDict, field: str, value: object) -> None:
-    *sections, name = field.split(".")
-    for section in sections:
-        config = config[section]
-    with config.ignore_type():  # `checks.check_fields` names the field
-        config[name] = value

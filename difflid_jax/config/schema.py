@@ -42,8 +42,7 @@ def default() -> ConfigDict:
                 "flip": True,
                 "scale": (1.0, 1.0),  # images are first resized by a factor from this range
                 "view": False,  # features of the whole image, at features.side, for every crop
-                # With `view`: random regions, their sides scaled by a factor from this range, stand for whole
-                # images.
+                # With `view`: regions, with sides scaled by a factor from this range, stand for images.
                 "region": (1.0, 1.0),
                 "batch_size": 40,  # over all devices and processes
                 "workers": 0,  # processes that decode and crop; 0 for threads of this process

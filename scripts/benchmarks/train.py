@@ -167,8 +167,8 @@ def _pieces(loss, apply, optimizer, state: TrainState, frozen, batch, mesh) -> l
         return maps
 
     differentiate = jax.grad(loss(given), has_aux=True)
-    given_maps = own.params, maps, batch, key, own.step
-    gradients = compiled_part("network, forward and backward", differentiate, *given_maps)
+    arguments = own.params, maps, batch, key, own.step
+    gradients = compiled_part("network, forward and backward", differentiate, *arguments)
     example = gradients.call()[0]
 
     def linear(params, example, batch, key, step):
