@@ -58,6 +58,7 @@ def default() -> ConfigDict:
                     "clean": 0.0,
                     "flat": 0.0,
                     "white": 0.0,
+                    "linear": 0.0,
                     "tint": 0.0,
                     "gamma": (1.0, 1.0),
                     "light": (1.0, 1.0),

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from difflid_jax.data.haze import scatter
+from difflid_jax.data.haze import scatter, to_linear, to_srgb
 from difflid_jax.data.sources import DataSet
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 _KEPT_VIEWS = 8192  # 28 KiB each, at 64 px with depth
+_LINEAR = to_linear(np.arange(256, dtype=np.float32) / 255)  # of every value of a byte
 
 
 def check_seed(seed: int, name: str = "seed") -> None:
@@ -33,6 +34,8 @@ class HazeSpec:
     clean: share of the crops with β = 0, so that a network learns to leave clean images unchanged.
     flat: share of the crops of a single colour, also with β = 0, so that a plain surface stays as it is.
     white: share of the crops with A = 1, as in all of SOTS-indoor, and with neither tint nor light.
+    linear: share of the crops, white ones aside, whose haze is added to linear light, as in the air, instead
+        of to sRGB values, as in RESIDE: it then lifts shadows far more than bright surfaces.
     tint: each channel of A is scaled by a factor within 1 ± tint (and clipped to 1).
     gamma: range of an exponent on the clean image before haze, log-uniform.
     light: range of a factor on scene and airlight, log-uniform, for dim rooms: one factor in half of the
@@ -42,7 +45,7 @@ class HazeSpec:
     jpeg: range of JPEG qualities for half of the hazy crops; () is none.
     """
 
-    OF_TRAINING = ("clean", "flat", "white", "tint", "gamma", "light", "dim", "noise", "jpeg")
+    OF_TRAINING = ("clean", "flat", "white", "linear", "tint", "gamma", "light", "dim", "noise", "jpeg")
 
     airlight: tuple[float, float] = (0.7, 1.0)
     beta: tuple[float, float] = (0.6, 1.8)
@@ -50,6 +53,7 @@ class HazeSpec:
     clean: float = 0.0
     flat: float = 0.0
     white: float = 0.0
+    linear: float = 0.0
     tint: float = 0.0
     gamma: tuple[float, float] = (1.0, 1.0)
     light: tuple[float, float] = (1.0, 1.0)
@@ -68,7 +72,7 @@ class HazeSpec:
         for name in ("airlight", "light"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(f"data.haze.{name}: expected at most 1, found {getattr(self, name)!r}")
-        for name in ("clean", "flat", "white", "dim"):
+        for name in ("clean", "flat", "white", "linear", "dim"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.haze.{name}: expected 0 to 1, found {getattr(self, name)!r}")
         for name in ("tint", "noise"):
@@ -233,7 +237,10 @@ def make_hazy(
         clean = _rounded(np.power(np.arange(256, dtype=np.float32) / 255, gamma)).take(clean)
     # Not `add_haze`: the farthest point of the image, at 65535, may lie outside the window.
     t = np.exp(np.float32(-beta / 65535) * depth)
-    hazy = scatter(clean * np.float32(1 / 255), t, airlight)
+    if spec.linear and not plain and not white and rng.random() < spec.linear:
+        hazy = to_srgb(scatter(_LINEAR.take(clean), t, to_linear(airlight)))
+    else:
+        hazy = scatter(clean * np.float32(1 / 255), t, airlight)
     dim = spec.light != (1.0, 1.0) and not plain and not white
     if dim and (spec.dim == 1 or rng.random() < spec.dim):
         light = _light(spec.light, clean.shape[:2], rng, window)

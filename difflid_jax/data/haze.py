@@ -58,6 +58,19 @@ def scatter(
     return (clean.reshape(rows, -1) * t + airlight * (1 - t)).reshape(clean.shape)
 
 
+def to_linear(srgb: Shaped[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    """sRGB values in [0,1] → linear light in [0,1] (IEC 61966-2-1)."""
+    srgb = np.asarray(srgb, np.float32)
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def to_srgb(linear: Shaped[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    """The inverse of `to_linear`."""
+    linear = np.asarray(linear, np.float32)
+    power = 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, power).astype(np.float32)
+
+
 def plausible_depth(
     image: Shaped[np.ndarray, "h w 3"], seed: int, sky: float = 0.0
 ) -> Float32[np.ndarray, "h w"]:

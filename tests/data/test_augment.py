@@ -91,6 +91,7 @@ def test_airlight_and_beta_are_uniform_and_independent():
     [
         ({"white": 0.5}, False),
         ({"clean": 0.5}, False),
+        ({"linear": 0.5}, False),
         ({"tint": 0.1}, False),
         ({"noise": 0.05}, False),
         ({"jpeg": (30, 40)}, False),
@@ -107,6 +108,22 @@ def test_broader_haze_changes_training_and_never_evaluation(change, touches_clea
     assert (first[1] != second[1]).any() == touches_clean
     first, second = (_hazy(clean, spec, 16, depth, plain=True) for spec in (narrow, broad))
     np.testing.assert_array_equal(first, second)
+
+
+def test_haze_in_linear_light_lifts_shadows_and_is_a_share_of_the_crops_that_are_not_white():
+    linear = {"airlight": (0.5, 0.5), "beta": (0.7, 0.7), "linear": 1.0}
+    hazy, clean = _hazy(_grey(20), HazeSpec(**linear))
+    t, light = np.exp(-0.7), ((np.array([20 / 255, 0.5]) + 0.055) / 1.055) ** 2.4
+    expected = 1.055 * (light[0] * t + light[1] * (1 - t)) ** (1 / 2.4) - 0.055
+    assert np.abs(hazy - 255 * expected).max() <= 0.51 and (clean == 20).all()
+    assert hazy.min() > 20 * t + 127.5 * (1 - t) + 15
+    hazy, _ = _hazy(_grey(20), HazeSpec(**linear, white=0.3))
+    assert 0.2 < (np.abs(hazy - (20 * t + 255 * (1 - t))) <= 0.51).all((1, 2, 3)).mean() < 0.4
+    hazy, _ = _hazy(_grey(20), HazeSpec(**{**linear, "linear": 0.3}))
+    assert 0.2 < (np.abs(hazy - 255 * expected) <= 0.51).all((1, 2, 3)).mean() < 0.4
+    every_value = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    hazy, _ = _hazy(every_value, HazeSpec(linear=1.0, clean=1.0))
+    assert (hazy == every_value).all()
 
 
 def test_tint_colours_the_airlight():
