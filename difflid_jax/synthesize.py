@@ -41,6 +41,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     define("integer", "per_scene", 10, "Hazy images per scene.", 1, 10)
     define("list", "airlight", ["0.7", "1.0"], "Range of A (its).")
     define("list", "beta", ["0.6", "1.8"], "Range of β (its).")
+    define("bool", "linear", False, "Add haze to linear light, as in the air, not to sRGB values (its).")
     define("integer", "seed", 0, "Seed of A and β (its).", lower_bound=0)
     define(
         "enum",
@@ -61,9 +62,10 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     recipe = replace(recipe, ids=parse_ids(options.ids) or recipe.ids, per_scene=options.per_scene)
     if recipe.name == "its":
         airlight = number_range(options.airlight, "airlight", 0, 1)
-        recipe = replace(recipe, airlight=airlight, beta=number_range(options.beta, "beta", 0, 100))
-    elif given := [name for name in ("airlight", "beta", "seed") if options[name].present]:
-        raise UsageError(f"--{given[0]}: {recipe.name} has fixed values of A and β; omit it")
+        recipe = replace(recipe, airlight=airlight, linear=options.linear)
+        recipe = replace(recipe, beta=number_range(options.beta, "beta", 0, 100))
+    elif given := [name for name in ("airlight", "beta", "linear", "seed") if options[name].present]:
+        raise UsageError(f"--{given[0]}: the haze of {recipe.name} is fixed; omit it")
     count = synthesize(
         open_scenes(options.rgb, options.depth or None, options.first_id),
         recipe,

@@ -197,6 +197,8 @@ def test_other_settings_or_foreign_folders_are_refused_and_left_alone(nyu, tmp_p
         make(nyu, ITS, tmp_path / "set", seed=1)
     with pytest.raises(ValueError, match=r"was begun with different settings \(recipe"):
         make(nyu, replace(ITS, beta=(0.6, 1.0)), tmp_path / "set")
+    with pytest.raises(ValueError, match=r"was begun with different settings \(recipe"):
+        make(nyu, replace(ITS, linear=True), tmp_path / "set")
     write_mat(tmp_path / "other.mat")
     with pytest.raises(ValueError, match=r"was begun with different settings \(images"):
         make(tmp_path / "other.mat", ITS, tmp_path / "set")
@@ -319,7 +321,7 @@ def test_the_program_writes_resumes_and_refuses(nyu, tmp_path, monkeypatch, caps
         ([*arguments, "--beta=1"], "--beta: expected two numbers"),
         ([*arguments, "--airlight=0.5,1.5"], "--airlight: expected 0 ≤ low ≤ high ≤ 1"),
         ([*arguments, "--ids=1+3"], "ids must look like 1300-1399"),
-        ([*arguments, "--recipe=sots_indoor", "--beta=1,2"], "--beta: sots_indoor has fixed values"),
+        ([*arguments, "--recipe=sots_indoor", "--beta=1,2"], "--beta: the haze of sots_indoor is fixed"),
         (["--output=x"], "give --rgb=FILES and --output=FOLDER"),
     ):
         with pytest.raises((UsageError, ValueError), match=words):

@@ -34,17 +34,22 @@ def add_haze(
     depth: Shaped[np.ndarray, "h2 w2"],
     beta: float,
     airlight: Airlight,
+    linear: bool = False,
 ) -> Float32[np.ndarray, "h w 3"]:
     """The hazy image I, in [0,1].
 
-    clean: in [0,1]. depth: of the whole image. airlight: in [0,1], one number or one per channel.
+    clean: in [0,1]. depth: of the whole image. airlight: in [0,1], one number or one per channel. linear: add
+    the haze to linear light, as in the air, instead of to sRGB values, as RESIDE does.
 
     Raises: ValueError for different sizes, and as `transmission`.
     """
     clean = np.asarray(clean, np.float32)
     if clean.shape[:2] != np.shape(depth):
         raise ValueError(f"expected a depth map of the image's {clean.shape[:2]}, found {np.shape(depth)}")
-    return scatter(clean, transmission(depth, beta), airlight)
+    t = transmission(depth, beta)
+    if linear:
+        return to_srgb(scatter(to_linear(clean), t, to_linear(airlight)))
+    return scatter(clean, t, airlight)
 
 
 def scatter(

@@ -21,7 +21,10 @@ _MANIFEST = "synthesized.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a set is made: first and last id, hazy images per scene, ranges of A and β, clean folder."""
+    """How a set is made: first and last id, hazy images per scene, ranges of A and β, clean folder.
+
+    linear: add haze to linear light instead of to sRGB values, as RESIDE does (`data.haze.add_haze`).
+    """
 
     name: str
     ids: tuple[int, int]
@@ -29,6 +32,7 @@ class Recipe:
     airlight: tuple[float, float] = (1.0, 1.0)
     beta: tuple[float, float] = (0.6, 1.5)
     clean_folder: str = "gt"
+    linear: bool = False
 
     @property
     def scenes(self) -> range:
@@ -90,6 +94,7 @@ def _begin(output: Path, recipe: Recipe, seed: int, made: dict) -> None:
     manifest = output / _MANIFEST
     if manifest.is_file():
         before = json.loads(manifest.read_text())
+        before.get("recipe", {}).setdefault("linear", False)  # not in older sets
         if before != made:
             changed = [key for key in made if before.get(key) != made[key]]
             raise ValueError(
@@ -118,7 +123,7 @@ def _write_scene(scenes: Scenes, scene: int, recipe: Recipe, output: Path, seed:
     clean, depth = _fitting_scene(scenes, scene, frame)
     for path, airlight, beta in hazy:
         # Haze first, then the frame: RESIDE's maximum of depth is that of the whole image.
-        whole = add_haze(clean / np.float32(255), depth, beta, airlight)
+        whole = add_haze(clean / np.float32(255), depth, beta, airlight, linear=recipe.linear)
         write_png(path, np.rint(frame.apply(whole) * 255).astype(np.uint8), compress_level=3)
     write_png(clean_path, np.ascontiguousarray(frame.apply(clean)), compress_level=3)
     return len(hazy) + 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difflid_jax.data.haze import add_haze, plausible_depth, transmission
+from difflid_jax.data.haze import add_haze, plausible_depth, to_linear, transmission
 from difflid_jax.data.photographs import SPLITS, motorcycle_depth, photographs
 
 
@@ -14,6 +14,17 @@ def test_haze_is_the_scattering_model():
     t = np.exp(-1.2 * depth / 11)[..., None]
     np.testing.assert_allclose(hazy, clean * t + 0.8 * (1 - t), rtol=1e-5)
     np.testing.assert_allclose(hazy[0, 0], clean[0, 0])  # at depth 0 nothing is lost
+
+
+def test_haze_in_linear_light_adds_up_photons_and_is_the_same_where_there_is_no_haze():
+    clean = np.array([[[0.02, 0.2, 0.9], [0.02, 0.2, 0.9]]])
+    hazy = add_haze(clean, np.array([[0.0, 1.0]]), np.log(2), 0.8, linear=True)
+    np.testing.assert_allclose(hazy[0, 0], clean[0, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        to_linear(hazy[0, 1]), (to_linear(clean[0, 1]) + to_linear(0.8)) / 2, rtol=1e-4
+    )
+    # Mid-grey of a display reflects 21.4 % of the light (IEC 61966-2-1).
+    np.testing.assert_allclose(to_linear([0.0, 0.04, 0.5, 1.0]), [0, 0.003096, 0.214041, 1], rtol=1e-4)
 
 
 def test_airlight_may_have_a_colour():
