@@ -3,9 +3,10 @@
     python -m difflid_jax.train --config=configs/lol_v1_laptop.py:full --workdir=runs/lol-full \\
         --config.data.train=LOL --config.data.test=LOL
 
-LOL contains `our485` and `eval15`. The word after the colon is the arm: `full`, or `random`, the control,
-whose frozen U-Net has random weights. 35 of the 485 training pairs, drawn by the seed, are held out to choose
-the weights; the 15 test pairs are scored once, at the end.
+LOL contains `our485` and `eval15`. The word after the colon is the arm: `full`, or one of two controls,
+`random`, whose frozen U-Net has random weights, and `baseline`, with self-attention of the same size in place
+of CIM and HAE. 35 of the 485 training pairs, drawn by the seed, are held out to choose the weights; the 15
+test pairs are scored once, at the end.
 
 Schedule: 4,000 steps of 16 crops of 96 px, from images resized to between a quarter and their full size, each
 with the features of its whole image; 76 minutes on one CPU core.
@@ -18,7 +19,7 @@ its full-size network. `random` was measured with an earlier network and recipe 
 from difflid_jax.config import schema
 from difflid_jax.weights.schema import check_choice
 
-ARMS = ("full", "random")
+ARMS = ("full", "random", "baseline")
 
 
 def get_config(arm: str = "full"):
@@ -41,6 +42,7 @@ def get_config(arm: str = "full"):
     config.network.widths = (24, 48, 96)
     config.network.branches = 2
     config.network.patch = 2
+    config.network.variant = "baseline" if arm == "baseline" else ""
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100

@@ -80,16 +80,22 @@ class NetworkSpec(schema.JsonSpec):
         return "self_attention" not in (self.content, self.haze)
 
 
+def content_module(
+    channels: int, spec: NetworkSpec, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> ContentIntegration | SelfAttention:
+    """CIM, or self-attention with as many parameters."""
+    c, f = channels, spec.feature_channels
+    if spec.content == "cim":
+        return ContentIntegration(c, f, spec.heads, dtype=dtype, rngs=rngs)
+    return SelfAttention(c, f * c + c + 4 * (c * c + c), spec.heads, dtype=dtype, rngs=rngs)
+
+
 class Block(nnx.Module):
     """CIM, then HAE, or what replaces them in an ablation."""
 
     def __init__(self, channels: int, spec: NetworkSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         c, f = channels, spec.feature_channels
-        if spec.content == "cim":
-            self.content = ContentIntegration(c, f, spec.heads, dtype=dtype, rngs=rngs)
-        else:
-            parameters = f * c + c + 4 * (c * c + c)
-            self.content = SelfAttention(c, parameters, spec.heads, dtype=dtype, rngs=rngs)
+        self.content = content_module(c, spec, dtype=dtype, rngs=rngs)
         if spec.haze == "hae":
             self.haze = HazeAwareEnhancement(c, f, dtype=dtype, rngs=rngs)
         else:

@@ -26,8 +26,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from difflid_jax.layers.resize import DOUBLED, WHOLE, Window, resize
-from difflid_jax.network.cim import ContentIntegration
-from difflid_jax.network.difflid import DiffLI2D, NetworkSpec, pixel_shuffle, pixel_unshuffle
+from difflid_jax.network.difflid import (
+    DiffLI2D,
+    NetworkSpec,
+    content_module,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
+from difflid_jax.network.self_attention import SelfAttention
 from difflid_jax.weights import schema
 
 HEADS = ("sum", "affine")
@@ -49,8 +55,6 @@ class PlusSpec(NetworkSpec):
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.content, self.haze) != ("cim", "hae"):
-            raise ValueError("network.kind='plus' always has CIM and HAE; use kind='paper' for the ablations")
         if not 0 <= self.branches <= 8:
             raise ValueError(f"network.branches: expected 0 to 8, found {self.branches}")
         if self.patch not in (1, 2, 4):
@@ -158,12 +162,16 @@ def resize_window(
 
 
 class PlusBlock(nnx.Module):
-    """CIM, HAE with its gate from h, then gated branches."""
+    """CIM, HAE with its gate from h, or what replaces them in an ablation; then gated branches."""
 
     def __init__(self, channels: int, spec: PlusSpec, *, dtype: DTypeLike, rngs: nnx.Rngs):
         made = {"dtype": dtype, "rngs": rngs}
-        self.content = ContentIntegration(channels, spec.feature_channels, spec.heads, **made)
-        self.haze = WindowedEnhancement(channels, spec.feature_channels, **made)
+        self.content = content_module(channels, spec, **made)
+        if spec.haze == "hae":
+            self.haze = WindowedEnhancement(channels, spec.feature_channels, **made)
+        else:
+            parameters = 3 * (spec.feature_channels * channels + channels)
+            self.haze = SelfAttention(channels, parameters, spec.heads, **made)
         self.branches = nnx.List([GatedBranch(channels, **made) for _ in range(spec.branches)])
 
     def __call__(
@@ -177,7 +185,7 @@ class PlusBlock(nnx.Module):
     ) -> tuple[Float[Array, "b h w c"], None]:
         """(F_o, None): no gate depends on F, so none is returned and none can be passed."""
         f = self.content(f, h_content)
-        f = self.haze(f, h_haze, window)
+        f = self.haze(f, h_haze) if isinstance(self.haze, SelfAttention) else self.haze(f, h_haze, window)
         for branch in self.branches:
             f = branch(f)
         return f, None

@@ -54,10 +54,24 @@ def test_a_tile_far_from_the_cut_equals_the_whole(network):
     np.testing.assert_allclose(tile[:, :, :24], whole[:, :, :24], atol=1e-4)
 
 
+def test_the_baseline_of_the_ablations_has_the_same_size_and_reads_no_features(drawn):
+    full = replace(SPEC, widths=(16, 32), feature_channels=128)
+    spec = replace(full, content="self_attention", haze="self_attention")
+    baseline, other = (drawn(lambda spec=spec: DiffLI2DPlus(spec, rngs=nnx.Rngs(0))) for spec in (spec, full))
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(nnx.state(m, nnx.Param))) for m in (baseline, other)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.02
+    hazy, h = random(0, 1, 16, 16, 3), random(1, 2, 2, 2, 128)
+    outputs = [np.asarray(network(hazy, h[:1], h[1:])[0]) for network in (baseline, other)]
+    outputs += [np.asarray(network(hazy, h[1:], h[:1])[0]) for network in (baseline, other)]
+    np.testing.assert_array_equal(outputs[0], outputs[2])
+    assert np.abs(outputs[1] - outputs[3]).max() > 1e-3 and np.abs(outputs[0] - hazy).max() > 1e-3
+    assert not spec.can_tile
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"content": "self_attention"}, "always has CIM and HAE"),
+        ({"content": "none"}, "network.content: expected one of cim, self_attention, found 'none'"),
         ({"patch": 3}, "network.patch: expected 1, 2 or 4, found 3"),
         ({"head": ""}, "network.head: expected one of sum, affine, found ''"),
     ],
