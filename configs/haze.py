@@ -46,7 +46,8 @@ one. Chosen on pairs of NYU ids 1300–1399, made so:
     $V --set=its=D:3 --output=VL
     $V --set=sots_indoor=A:47 --shrink=1 --output=VF
 
-and at full size every seventh pair of B, C and D. SOTS-indoor and I-HAZE are scored at the end only; the card counts how often."""
+and at full size every seventh pair of B, C and D. SOTS-indoor and I-HAZE are scored at the end only; the card
+counts how often."""
 
 from difflid_jax.config import schema
 
