@@ -62,8 +62,8 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> None:
     recipe = replace(recipe, ids=parse_ids(options.ids) or recipe.ids, per_scene=options.per_scene)
     if recipe.name == "its":
         airlight = number_range(options.airlight, "airlight", 0, 1)
-        recipe = replace(recipe, airlight=airlight, linear=options.linear)
-        recipe = replace(recipe, beta=number_range(options.beta, "beta", 0, 100))
+        beta = number_range(options.beta, "beta", 0, 100)
+        recipe = replace(recipe, airlight=airlight, beta=beta, linear=options.linear)
     elif given := [name for name in ("airlight", "beta", "linear", "seed") if options[name].present]:
         raise UsageError(f"--{given[0]}: the haze of {recipe.name} is fixed; omit it")
     count = synthesize(
